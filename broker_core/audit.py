@@ -1,0 +1,57 @@
+"""What is recorded about every use of a value or a key: an intent before, an outcome after.
+
+The rule (INV-5): the intent is committed first; where it cannot be written, nothing is assumed, decrypted or released.
+A use whose outcome is missing (a crash) is closed as ``unknown`` by the reconciler, so the log never claims less than
+what happened. Rows hold ids, names and codes; never a value, a header or a body.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from uuid import UUID
+
+from broker_core.errors import Receipt
+from broker_core.model import CipherName, Purpose
+
+
+class Outcome(StrEnum):
+    """How a use ended."""
+
+    OK = "ok"
+    REFUSED = "refused"  # the key service's, or our own check's, no
+    FAILED = "failed"  # something was away; may have reached AWS
+    UPSTREAM_FAILED = "upstream_failed"  # released; the upstream's answer did not arrive
+    WITHHELD = "withheld"  # released; the answer could not be made safe and was kept back
+    UNKNOWN = "unknown"  # the process ended before it could say
+
+
+@dataclass(frozen=True)
+class Intent:
+    """A use that is about to happen. ``id`` is in the RoleSessionName: the customer's CloudTrail leads here."""
+
+    id: UUID
+    workspace_id: str
+    purpose: Purpose
+    cipher: CipherName
+    connection_id: UUID | None = None
+    secret_id: UUID | None = None
+    secret_name: str | None = None
+    version: int | None = None
+    event_id: UUID | None = None
+    agent_id: str | None = None
+    mcp_server_id: str | None = None
+    method: str | None = None
+    target: str | None = None  # host:port, never a path or query: those can hold a value
+
+
+@dataclass(frozen=True)
+class Result:
+    """How it ended."""
+
+    outcome: Outcome
+    code: str = ""  # ours: a KeyState or an error code
+    aws_code: str = ""
+    receipt: Receipt = field(default_factory=Receipt)
+    upstream_status: int | None = None
+    redactions: int | None = None

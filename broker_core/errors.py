@@ -1,0 +1,181 @@
+"""Every error of the broker, and who reacts to each how.
+
+    BrokerError
+    ├── ConfigurationError          the operator mends a setting; the process does not start
+    ├── Refused                     the caller changes the request; never retried
+    │   ├── Invalid                 422, names the fields
+    │   ├── NotFound                404, also for what belongs to another workspace
+    │   ├── Conflict                409: name_taken, version_taken, conflict
+    │   ├── Forbidden               403: forbidden, plan_required
+    │   └── InjectionRefused        403: nothing was assumed, decrypted or sent
+    ├── KeyServiceError             the key could not be used; `state` says whose side it is on
+    │   ├── Denied                  the customer's side said no: affected, no retry in seconds
+    │   ├── Misconfigured           the owner or the operator mends a setting; nobody is "affected"
+    │   ├── Integrity               blob, context and key do not belong together: alarm the operator
+    │   └── Transient               try again; never "affected"
+    ├── Unavailable                 one of our own parts is away; try again, nothing was lost
+    │   └── AuditUnavailable        the intent could not be written, so nothing was released
+    └── UpstreamError               502/504: the one request was not answered; it is never sent twice
+
+An error carries a code, ids and field names. It never carries a value, a header, a body or the text of a foreign
+exception: such text can hold a value (INV-1). Raise with ``from None`` wherever the cause could.
+This module imports nothing of ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import ClassVar
+
+
+class KeyState(StrEnum):
+    """Why a key could not be used. The first six are the customer's side (INV-8)."""
+
+    ACCESS_DENIED = "access_denied"
+    ROLE_REFUSED = "role_refused"
+    KEY_DISABLED = "key_disabled"
+    KEY_PENDING_DELETION = "key_pending_deletion"
+    KEY_STATE = "key_state"
+    KEY_GONE = "key_gone"
+    INTEGRITY = "integrity"
+    MISCONFIGURED = "misconfigured"
+    TRANSIENT = "transient"
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What AWS gave as evidence of one use: ids only, for the audit row."""
+
+    session_name: str | None = None
+    assume_request_id: str | None = None
+    kms_request_id: str | None = None
+
+
+class BrokerError(Exception):
+    """The root. ``str`` is the code and the public message, nothing else."""
+
+    code: ClassVar[str] = "internal"
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.reason = code or self.code
+
+    def __str__(self) -> str:
+        return f"{self.reason}: {self.message}"
+
+
+class ConfigurationError(BrokerError):
+    """A setting is missing or wrong. The message names it and says what to do."""
+
+    code = "configuration"
+
+
+class Refused(BrokerError):
+    """The request cannot be served as it is."""
+
+    code = "refused"
+
+
+class Invalid(Refused):
+    """One or more fields are wrong; ``fields`` maps each to what is wrong and what to do."""
+
+    code = "invalid"
+
+    def __init__(self, fields: Mapping[str, str], *, code: str | None = None) -> None:
+        super().__init__("; ".join(f"{name}: {why}" for name, why in fields.items()), code=code)
+        self.fields = dict(fields)
+
+
+class NotFound(Refused):
+    """It does not exist, for this workspace."""
+
+    code = "not_found"
+
+
+class Conflict(Refused):
+    """Something else is already there: ``name_taken``, ``version_taken`` or ``conflict``."""
+
+    code = "conflict"
+
+
+class Forbidden(Refused):
+    """This caller may not: ``forbidden`` or ``plan_required``."""
+
+    code = "forbidden"
+
+
+class InjectionRefused(Refused):
+    """``no_binding``, ``ambiguous_binding``, ``host_mismatch``, ``destination_blocked``, ``handle_misplaced`` or
+    ``method_refused``. Nothing was assumed, decrypted or sent (INV-6)."""
+
+    code = "no_binding"
+
+
+class KeyServiceError(BrokerError):
+    """A key could not be used. ``aws_code`` is AWS's own error code, ``receipt`` the request ids so far."""
+
+    def __init__(
+        self, message: str, *, state: KeyState | None = None, aws_code: str = "", receipt: Receipt = Receipt()
+    ) -> None:
+        super().__init__(message, code=(state or self.default_state).value)
+        self.state = state or self.default_state
+        self.aws_code = aws_code
+        self.receipt = receipt
+
+    default_state: ClassVar[KeyState] = KeyState.TRANSIENT
+
+
+class Denied(KeyServiceError):
+    """The customer's side said no."""
+
+    default_state = KeyState.ACCESS_DENIED
+
+
+class Misconfigured(KeyServiceError):
+    """The set-up is wrong; the owner or the operator mends it."""
+
+    default_state = KeyState.MISCONFIGURED
+
+
+class Integrity(KeyServiceError):
+    """Blob, context and key do not belong together. Never the customer's doing."""
+
+    default_state = KeyState.INTEGRITY
+
+
+class Transient(KeyServiceError):
+    """It may work in a moment. ``mapped`` is False for an AWS code that our table does not know."""
+
+    default_state = KeyState.TRANSIENT
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        aws_code: str = "",
+        receipt: Receipt = Receipt(),
+        mapped: bool = True,
+    ) -> None:
+        super().__init__(message, aws_code=aws_code, receipt=receipt)
+        self.mapped = mapped
+
+
+class Unavailable(BrokerError):
+    """One of our own parts (PostgreSQL, Redis) is away."""
+
+    code = "unavailable"
+
+
+class AuditUnavailable(Unavailable):
+    """The audit intent could not be committed, so nothing was assumed, decrypted or released (INV-5)."""
+
+    code = "audit_unavailable"
+
+
+class UpstreamError(BrokerError):
+    """``upstream_unreachable``, ``upstream_tls``, ``upstream_timeout`` or ``response_withheld``."""
+
+    code = "upstream_unreachable"

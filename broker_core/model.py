@@ -1,0 +1,248 @@
+"""The nouns: workspace, connection, secret, event; their states and the legal moves between them.
+
+Pure: no clock, no I/O. Imports only ``errors`` and ``injection``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from uuid import UUID
+
+from broker_core.errors import Invalid
+from broker_core.injection import Injection
+
+
+class Plan(StrEnum):
+    """What a workspace pays for. BYOK is connected on ``enterprise`` only."""
+
+    FREE = "free"
+    TEAM = "team"
+    ENTERPRISE = "enterprise"
+
+
+class CipherName(StrEnum):
+    """What encrypted a blob; stands in the blob's own column."""
+
+    KMS = "kms"
+    KMS_ENVELOPE = "kms-envelope"
+    PLATFORM = "platform"
+
+
+class Purpose(StrEnum):
+    """What a use of a key is for; part of the RoleSessionName that the customer's CloudTrail shows."""
+
+    ENCRYPT = "encrypt"
+    INJECT = "inject"
+    CHECK = "check"
+    PROBE = "probe"
+    VERIFY = "verify"
+    PROOF = "proof"
+
+
+class EventType(StrEnum):
+    """CloudEvents ``type``."""
+
+    CREATED = "secret.created"
+    ROTATED = "secret.rotated"
+    DELETED = "secret.deleted"
+
+
+class EventState(StrEnum):
+    """Where an event is. Two states wait, five are an end."""
+
+    ACCEPTED = "accepted"
+    REFUSED = "refused"
+    STORED = "stored"
+    SUPERSEDED = "superseded"
+    EXPIRED = "expired"
+    UNREADABLE = "unreadable"
+    DELETED = "deleted"
+
+    @property
+    def is_end(self) -> bool:
+        """An end is final, and its one-time key is gone."""
+        return self not in WAITING
+
+
+WAITING = frozenset({EventState.ACCEPTED, EventState.REFUSED})
+
+#: from → to; an end has no way out. ``accepted → accepted`` is a retry, ``refused → accepted`` never happens by itself
+TRANSITIONS: Mapping[EventState, frozenset[EventState]] = {
+    EventState.ACCEPTED: frozenset(EventState),
+    EventState.REFUSED: frozenset(EventState) - {EventState.ACCEPTED},
+    **{state: frozenset() for state in EventState if state not in WAITING},
+}
+
+
+class ConnectionStatus(StrEnum):
+    """``pending`` until verified, then ``current``; ``retired`` once replaced or disconnected (old blobs still use
+    it)."""
+
+    PENDING = "pending"
+    CURRENT = "current"
+    RETIRED = "retired"
+
+
+class SecretStatus(StrEnum):
+    """What an owner sees of a secret."""
+
+    PENDING = "pending"
+    ACTIVE = "active"
+    AFFECTED = "affected"
+    RECHECKING = "rechecking"
+    NEEDS_REPROVISION = "needs_reprovision"
+    UNBOUND = "unbound"
+
+
+class FoundBy(StrEnum):
+    """How a failure was found."""
+
+    INJECT = "inject"
+    PROBE = "probe"
+    CHECK = "check"
+
+
+@dataclass(frozen=True)
+class Connection:
+    """A workspace's BYOK setting. Immutable: a change makes a new one, and old blobs keep pointing at theirs."""
+
+    id: UUID
+    workspace_id: str
+    role_arn: str
+    external_id: str = field(repr=False)
+    key_arn: str
+
+    @property
+    def region(self) -> str:
+        """The key's Region, for both STS and KMS."""
+        return parse_key_arn(self.key_arn).region
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What encrypts a workspace's next value: a connection, or None for the platform cipher.
+
+    ``version`` counts every change; custody stores only under the version that it encrypted under.
+    """
+
+    workspace_id: str
+    version: int
+    connection: Connection | None
+
+
+@dataclass(frozen=True)
+class Blob:
+    """What is stored of a value. For ``kms`` exactly the KMS CiphertextBlob."""
+
+    cipher: CipherName
+    ciphertext: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Event:
+    """An accepted event, without its value."""
+
+    id: UUID
+    workspace_id: str
+    secret_id: UUID
+    source: str
+    event_id: str
+    type: EventType
+    name: str
+    version: int
+    state: EventState
+    injection: Injection | None
+    rotation_policy: str | None
+    claim_id: str | None
+    reason: str | None
+    accepted_at: datetime
+    held_until: datetime | None
+    ended_at: datetime | None
+
+
+@dataclass(frozen=True)
+class KeyArn:
+    """The parts of a symmetric key's ARN."""
+
+    partition: str
+    region: str
+    account: str
+    key_id: str
+
+    @property
+    def is_multi_region(self) -> bool:
+        """``mrk-`` keys exist in several Regions at once; disabling one leaves the others."""
+        return self.key_id.startswith("mrk-")
+
+
+_PARTITION = r"aws|aws-us-gov|aws-cn|aws-eusc|aws-iso|aws-iso-b"
+_KEY_ARN = re.compile(
+    rf"arn:({_PARTITION}):kms:([a-z]{{2,4}}(?:-[a-z]+)+-[0-9]):([0-9]{{12}}):key/([0-9a-f-]{{36}}|mrk-[0-9a-f]{{32}})"
+)
+_ROLE_ARN = re.compile(
+    rf"arn:({_PARTITION}):iam::([0-9]{{12}}):role/(?:[\x21-\x7e]{{1,510}}/)?[\w+=,.@-]{{1,64}}", re.ASCII
+)
+_EXTERNAL_ID = re.compile(r"[\w+=,.@:/-]{16,1224}", re.ASCII)
+
+
+def parse_key_arn(arn: str) -> KeyArn:
+    """Parse and check a KMS key's ARN. Raises Invalid (``keyArn``); an alias or a bare key id is refused, since what an
+    alias points at can change without us seeing it."""
+    found = _KEY_ARN.fullmatch(arn)
+    if found is None:
+        alias = ":alias/" in arn or arn.startswith("alias/")
+        why = "an alias is refused; give" if alias else "not a KMS key ARN; give"
+        raise Invalid({"keyArn": f"{why} the key's own ARN, arn:aws:kms:REGION:ACCOUNT:key/KEY-ID"})
+    return KeyArn(*found.groups())
+
+
+def check_connection(role_arn: str, key_arn: str, external_id: str) -> KeyArn:
+    """Check that role, key and external id can belong together; returns the key's parts.
+
+    Raises Invalid naming ``keyArn``, ``roleArn`` or ``externalId``: partition and account of role and key must be the
+    same.
+    """
+    key = parse_key_arn(key_arn)
+    role = _ROLE_ARN.fullmatch(role_arn)
+    if role is None:
+        raise Invalid({"roleArn": "not an IAM role ARN; give arn:aws:iam::ACCOUNT:role/NAME"})
+    if role[1] != key.partition:
+        raise Invalid({"roleArn": f"is in partition {role[1]}, the key in {key.partition}; give a role beside the key"})
+    if role[2] != key.account:
+        raise Invalid({"roleArn": "is in another account than the key; give a role in the key's account"})
+    if not _EXTERNAL_ID.fullmatch(external_id):
+        raise Invalid({"externalId": "16 to 1224 of A-Z a-z 0-9 _ + = , . @ : / - (as IAM allows)"})
+    return key
+
+
+@dataclass(frozen=True)
+class SecretFacts:
+    """What the status of a secret is derived from."""
+
+    has_blob: bool
+    is_bound: bool
+    is_waiting: bool
+    lost_its_value: bool
+    failing: bool
+    healed_unchecked: bool
+
+
+def status_of(facts: SecretFacts) -> SecretStatus:
+    """The one status that an owner sees; what needs the owner's action comes first.
+
+    ``lost_its_value``: the highest event ended expired or unreadable. ``failing``: an open failure of its own, or of
+    its connection. ``healed_unchecked``: its connection healed after its last check.
+    """
+    if facts.failing and facts.has_blob:
+        return SecretStatus.AFFECTED
+    if facts.lost_its_value:
+        return SecretStatus.NEEDS_REPROVISION
+    if not facts.has_blob:
+        return SecretStatus.PENDING if facts.is_waiting else SecretStatus.NEEDS_REPROVISION
+    if not facts.is_bound:
+        return SecretStatus.UNBOUND
+    return SecretStatus.RECHECKING if facts.healed_unchecked else SecretStatus.ACTIVE

@@ -1,0 +1,79 @@
+"""Names of spans and log events, and the one way to open a span. The shape is fixed: no caller adds text of its own.
+
+Spans carry ids, codes and counts. They never record an exception's text or stack (it can hold a value): a failed span
+has status ERROR and our own code as ``broker.code``. Imports the OpenTelemetry API only; the SDK is set up in
+``bootstrap``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
+from opentelemetry import context as otel_context
+from opentelemetry import propagate, trace
+from opentelemetry.trace import Span, SpanKind, Status, StatusCode
+
+from broker_core.errors import BrokerError
+
+AttributeValue = str | int | float | bool
+
+#: every attribute that a span of ours may have; a test compares the two sets
+ATTRIBUTES = frozenset(
+    """broker.workspace broker.event broker.event_type broker.event_state broker.secret broker.version broker.connection
+    broker.audit broker.purpose broker.cipher broker.code broker.aws_code broker.kind broker.attempt broker.count
+    broker.redactions aws.request_id aws.region db.operation messaging.operation messaging.message
+    server.address server.port http.request.method http.response.status_code""".split()
+)
+
+
+@contextmanager
+def span(name: str, kind: SpanKind = SpanKind.INTERNAL, **attributes: AttributeValue | None) -> Iterator[Span]:
+    """Open a span named from this project's fixed names. Attribute keywords are written with ``__`` for the dot:
+    ``broker__workspace="ws_1"``. None values are left out.
+
+    A BrokerError sets the span's status and code; any other exception sets ``broker.code`` to ``internal``.
+    """
+    tracer = trace.get_tracer("axiorank.broker")
+    given = {key.replace("__", "."): value for key, value in attributes.items() if value is not None}
+    with tracer.start_as_current_span(
+        name, kind=kind, attributes=given, record_exception=False, set_status_on_exception=False
+    ) as current:
+        try:
+            yield current
+        except BrokerError as error:
+            fail(current, error.reason)
+            raise
+        except Exception:
+            fail(current, "internal")
+            raise
+
+
+def fail(current: Span, code: str) -> None:
+    """Mark a span as failed with a code of ours."""
+    current.set_attribute("broker.code", code)
+    current.set_status(Status(StatusCode.ERROR))
+
+
+def traceparent() -> str | None:
+    """The W3C ``traceparent`` of the current span, None outside of one."""
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return carrier.get("traceparent")
+
+
+@contextmanager
+def continued(parent: str | None) -> Iterator[None]:
+    """Run the block as a child of a ``traceparent`` that came from outside; malformed ones start a new trace."""
+    token = otel_context.attach(propagate.extract({"traceparent": parent} if parent else {}))
+    try:
+        yield
+    finally:
+        otel_context.detach(token)
+
+
+def log() -> structlog.stdlib.BoundLogger:
+    """The broker's logger. Event names are constants in dotted form; keyword values are ids, codes and counts."""
+    logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger("broker")
+    return logger
