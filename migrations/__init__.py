@@ -1,0 +1,1 @@
+"""Schema migrations (alembic). Run them with ``broker migrate``; see ``runner``."""
