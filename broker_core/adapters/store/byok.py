@@ -1,0 +1,187 @@
+"""The store's part in setting BYOK up and in what owners see: ``ports.ByokStore``.
+
+Enabling, changing and disabling take the workspace's row ``FOR UPDATE`` and count its setting's version up: custody,
+which holds it ``FOR SHARE`` while it stores, sees either the old setting or the new one, never half of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from broker_core.adapters.store.database import Database
+from broker_core.adapters.store.rows import CONNECTION_COLUMNS, setting_from
+from broker_core.errors import Conflict, KeyState, NotFound
+from broker_core.model import Blob, Connection, FoundBy, Setting
+from broker_core.ports import Affected, AffectedConnection, AffectedSecret
+
+_SETTING = f"""
+    SELECT w.id AS workspace_id, w.plan, w.setting_version, {CONNECTION_COLUMNS}
+    FROM workspaces w LEFT JOIN byok_connections c ON c.workspace_id = w.id AND c.id = w.connection_id
+    WHERE w.id = %(workspace_id)s AND w.deleted_at IS NULL"""
+_PUT_WORKSPACE = """
+    INSERT INTO workspaces (id, plan) VALUES (%(workspace_id)s, %(plan)s)
+    ON CONFLICT (id) DO UPDATE SET plan = EXCLUDED.plan WHERE workspaces.deleted_at IS NULL
+    RETURNING id"""
+_LOCK = """
+    SELECT setting_version, connection_id FROM workspaces
+    WHERE id = %(workspace_id)s AND deleted_at IS NULL FOR UPDATE"""
+_DELETE_WORKSPACE = (
+    """UPDATE workspaces SET deleted_at = now(), connection_id = NULL, setting_version = setting_version + 1
+    WHERE id = %(workspace_id)s""",
+    """UPDATE byok_connections SET status = 'retired' WHERE workspace_id = %(workspace_id)s AND status = 'current'""",
+    """UPDATE broker_secrets SET deleted_at = coalesce(deleted_at, now()), blob = NULL, cipher = NULL,
+        connection_id = NULL, version = highest_version
+    WHERE workspace_id = %(workspace_id)s""",
+    """UPDATE decrypt_failures SET ended_at = now() WHERE workspace_id = %(workspace_id)s AND ended_at IS NULL""",
+    """UPDATE secret_events SET state = 'deleted', reason = 'workspace_deleted', claim_key = NULL, ended_at = now()
+    WHERE workspace_id = %(workspace_id)s AND ended_at IS NULL RETURNING claim_id""",
+)
+_OWN_EXTERNAL_ID = """
+    INSERT INTO external_ids (external_id, workspace_id) VALUES (%(external_id)s, %(workspace_id)s)
+    ON CONFLICT (external_id) DO UPDATE SET workspace_id = EXCLUDED.workspace_id
+        WHERE external_ids.workspace_id = EXCLUDED.workspace_id
+    RETURNING external_id"""
+_ADD_PENDING = """
+    INSERT INTO byok_connections (id, workspace_id, role_arn, external_id, key_arn, status)
+    VALUES (%(id)s, %(workspace_id)s, %(role_arn)s, %(external_id)s, %(key_arn)s, 'pending')"""
+_RETIRE = "UPDATE byok_connections SET status = 'retired' WHERE workspace_id = %(workspace_id)s AND status = 'current'"
+_VERIFIED = """
+    UPDATE byok_connections SET status = 'current', verified_at = now(), canary = %(canary)s,
+        next_probe_at = now() + interval '1 minute'
+    WHERE workspace_id = %(workspace_id)s AND id = %(id)s"""
+_POINT = """
+    UPDATE workspaces SET connection_id = %(id)s, setting_version = setting_version + 1 WHERE id = %(workspace_id)s"""
+
+#: states that make a secret "affected": the customer's side (INV-8)
+CUSTOMER_SIDE = ("access_denied", "role_refused", "key_disabled", "key_pending_deletion", "key_state", "key_gone")
+_AFFECTED_CONNECTIONS = """
+    SELECT f.connection_id, f.state, f.aws_code, f.first_seen, f.found_by, s.id AS secret_id, s.name
+    FROM decrypt_failures f
+    LEFT JOIN broker_secrets s ON s.workspace_id = f.workspace_id AND s.connection_id = f.connection_id
+    WHERE f.workspace_id = %(workspace_id)s AND f.secret_id IS NULL AND f.ended_at IS NULL AND f.state = ANY(%(states)s)
+    ORDER BY f.first_seen, f.connection_id, s.name"""
+_AFFECTED_SECRETS = """
+    SELECT s.id AS secret_id, s.name, f.state, f.aws_code, f.first_seen, f.found_by
+    FROM decrypt_failures f
+    JOIN broker_secrets s ON s.workspace_id = f.workspace_id AND s.id = f.secret_id AND s.connection_id =
+    f.connection_id WHERE f.workspace_id = %(workspace_id)s AND f.ended_at IS NULL AND f.state = ANY(%(states)s)
+        AND NOT EXISTS (
+            SELECT FROM decrypt_failures g WHERE g.workspace_id = f.workspace_id AND g.connection_id = f.connection_id
+                AND g.secret_id IS NULL AND g.ended_at IS NULL)
+    ORDER BY s.name"""
+
+
+class ByokSql:
+    """``ports.ByokStore`` on PostgreSQL."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def setting(self, workspace_id: str) -> Setting:
+        """See ``ports.ByokStore``."""
+        return setting_from(self._workspace(workspace_id))
+
+    def plan_of(self, workspace_id: str) -> str:
+        """See ``ports.ByokStore``."""
+        plan: str = self._workspace(workspace_id).plan
+        return plan
+
+    def put_workspace(self, workspace_id: str, plan: str) -> None:
+        """See ``ports.ByokStore``."""
+        if not self._database.run("put_workspace", _PUT_WORKSPACE, {"workspace_id": workspace_id, "plan": plan}):
+            raise Conflict("this workspace was deleted; its id is never used again")
+
+    def delete_workspace(self, workspace_id: str) -> Sequence[str]:
+        """See ``ports.ByokStore``."""
+        values = {"workspace_id": workspace_id}
+        with self._database.transaction("delete_workspace") as transaction:
+            (found,) = transaction.batch((_LOCK, values))
+            if not found:
+                raise _no_workspace()
+            *_, ended = transaction.commit(*((sql, values) for sql in _DELETE_WORKSPACE))
+        return [row.claim_id for row in ended]
+
+    def add_pending(self, connection: Connection) -> None:
+        """See ``ports.ByokStore``."""
+        values = _values(connection)
+        with self._database.transaction("add_pending") as transaction:
+            (found,) = transaction.batch((_LOCK, values))
+            if not found:
+                raise _no_workspace()
+            (owned,) = transaction.batch((_OWN_EXTERNAL_ID, values))
+            if not owned:
+                raise Conflict("this external id cannot be used; choose another")
+            transaction.commit((_ADD_PENDING, values))
+
+    def make_current(self, connection: Connection, canary: Blob, setting_version: int) -> bool:
+        """See ``ports.ByokStore``."""
+        values = _values(connection) | {"canary": canary.ciphertext}
+        with self._database.transaction("make_current") as transaction:
+            (found,) = transaction.batch((_LOCK, values))
+            if not found or found[0].setting_version != setting_version:
+                return False
+            transaction.commit((_RETIRE, values), (_VERIFIED, values), (_POINT, values))
+        return True
+
+    def disconnect(self, workspace_id: str) -> None:
+        """See ``ports.ByokStore``."""
+        values = {"workspace_id": workspace_id, "id": None}
+        with self._database.transaction("disconnect") as transaction:
+            (found,) = transaction.batch((_LOCK, values))
+            if not found:
+                raise _no_workspace()
+            if found[0].connection_id is None:
+                raise Conflict("BYOK is not connected")
+            transaction.commit((_RETIRE, values), (_POINT, values))
+
+    def affected(self, workspace_id: str) -> Affected:
+        """See ``ports.ByokStore``."""
+        self._workspace(workspace_id)
+        values = {"workspace_id": workspace_id, "states": list(CUSTOMER_SIDE)}
+        connections = self._database.run("affected_connections", _AFFECTED_CONNECTIONS, values)
+        secrets = self._database.run("affected_secrets", _AFFECTED_SECRETS, values)
+        return Affected(_connections_from(connections), [_secret_from(row) for row in secrets])
+
+    def _workspace(self, workspace_id: str) -> Any:
+        rows = self._database.run("setting", _SETTING, {"workspace_id": workspace_id})
+        if not rows:
+            raise _no_workspace()
+        return rows[0]
+
+
+def _connections_from(rows: Sequence[Any]) -> list[AffectedConnection]:
+    grouped: dict[Any, list[Any]] = {}
+    for row in rows:
+        grouped.setdefault(row.connection_id, []).append(row)
+    return [
+        AffectedConnection(
+            connection_id=connection_id,
+            state=KeyState(group[0].state),
+            aws_code=group[0].aws_code,
+            since=group[0].first_seen,
+            found_by=FoundBy(group[0].found_by),
+            secrets=[(row.secret_id, row.name) for row in group if row.secret_id is not None],
+        )
+        for connection_id, group in grouped.items()
+    ]
+
+
+def _secret_from(row: Any) -> AffectedSecret:
+    return AffectedSecret(
+        row.secret_id, row.name, KeyState(row.state), row.aws_code, row.first_seen, FoundBy(row.found_by)
+    )
+
+
+def _values(connection: Connection) -> dict[str, Any]:
+    return {
+        "id": connection.id,
+        "workspace_id": connection.workspace_id,
+        "role_arn": connection.role_arn,
+        "external_id": connection.external_id,
+        "key_arn": connection.key_arn,
+    }
+
+
+def _no_workspace() -> NotFound:
+    return NotFound("no such workspace; the platform creates workspaces")

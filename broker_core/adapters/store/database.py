@@ -1,0 +1,175 @@
+"""The gate to PostgreSQL: every statement of the product goes through ``Database.run`` or ``Transaction.batch``.
+
+- A wait is counted where it happens: ``run`` is one round trip (one statement, its own transaction), ``batch`` is one
+for
+  all its statements (psycopg's pipeline), and a commit rides on the last batch.
+- A foreign exception never leaves: PostgreSQL quotes the failing row in its messages, and ours hold keys and blobs.
+  What leaves is ``Unavailable``, or ``Taken`` with the name of the constraint.
+- Connections come from SQLAlchemy's pool. One that the server has closed (a restart) is noticed before use, without a
+  round trip, and replaced.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import psycopg
+from opentelemetry.trace import SpanKind
+from psycopg.rows import namedtuple_row
+from sqlalchemy import Engine, PoolProxiedConnection, create_engine, make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from broker_core import telemetry
+from broker_core.errors import Unavailable
+
+Row = Any  # a named tuple whose fields are the statement's columns
+Statement = tuple[str, Mapping[str, Any]]
+Connection = psycopg.Connection[Any]
+
+#: milliseconds; a statement of ours that runs longer is wrong, and a lock that is held longer belongs to a dead worker
+_TIMEOUTS = "-c lock_timeout=3000 -c statement_timeout=10000 -c idle_in_transaction_session_timeout=20000"
+
+
+class Taken(Exception):
+    """A unique constraint said no."""
+
+    def __init__(self, constraint: str) -> None:
+        super().__init__(constraint)
+        self.constraint = constraint
+
+
+class Pool(NamedTuple):
+    """How many connections one process holds, and how long it waits for one (seconds)."""
+
+    size: int = 16
+    wait: float = 5.0
+    connect: int = 3
+
+
+class Database:
+    """A pool of connections to one database."""
+
+    def __init__(
+        self, url: str, pool: Pool | None = None, on_wait: Callable[[str], None] = lambda operation: None
+    ) -> None:
+        """``url`` as SQLAlchemy or psycopg write it. ``on_wait`` is told of every round trip, by operation."""
+        self._engine = _engine(url, pool or Pool())
+        self._on_wait = on_wait
+
+    def run(self, operation: str, sql: str, values: Mapping[str, Any]) -> list[Row]:
+        """Run one statement in its own transaction: one round trip. Raises Unavailable or Taken."""
+        with self._span(operation), self._connection() as connection, _translated():
+            self._on_wait(operation)
+            return _fetch(connection.cursor(row_factory=namedtuple_row).execute(sql, values))
+
+    @contextmanager
+    def transaction(self, operation: str) -> Iterator[Transaction]:
+        """A transaction of batches. It is rolled back unless ``Transaction.commit`` was called."""
+        with self._span(operation), self._connection() as connection, _translated():
+            connection.autocommit = False
+            try:
+                yield Transaction(connection, lambda: self._on_wait(operation))
+            finally:
+                connection.rollback()
+                connection.autocommit = True
+
+    def close(self) -> None:
+        """Close every idle connection."""
+        self._engine.dispose()
+
+    def _span(self, operation: str) -> Any:
+        return telemetry.span(f"db.{operation}", SpanKind.CLIENT, db__operation=operation)
+
+    @contextmanager
+    def _connection(self) -> Iterator[Connection]:
+        lease = self._lease()
+        connection: Connection = lease.driver_connection  # type: ignore[assignment]  # typed as Any | None
+        try:
+            yield connection
+        finally:
+            if connection.broken:
+                lease.invalidate()
+            lease.close()
+
+    def _lease(self) -> PoolProxiedConnection:
+        """A connection that was open a moment ago."""
+        try:
+            lease = self._engine.raw_connection()
+            while _closed_by_server(lease.driver_connection):
+                lease.invalidate()
+                lease.close()
+                lease = self._engine.raw_connection()
+        except (SQLAlchemyError, psycopg.Error):
+            raise Unavailable("the database is away") from None
+        return lease
+
+
+class Transaction:
+    """Statements that commit together."""
+
+    def __init__(self, connection: Connection, on_wait: Callable[[], None]) -> None:
+        self._connection = connection
+        self._on_wait = on_wait
+
+    def batch(self, *statements: Statement) -> list[list[Row]]:
+        """Run statements in order, in one round trip; their rows in the same order."""
+        self._on_wait()
+        with self._connection.pipeline():
+            cursors = self._send(statements)
+        return [_fetch(cursor) for cursor in cursors]
+
+    def commit(self, *statements: Statement) -> list[list[Row]]:
+        """The last batch, and the commit with it, in one round trip."""
+        self._on_wait()
+        with self._connection.pipeline():
+            cursors = self._send(statements)
+            self._connection.commit()
+        return [_fetch(cursor) for cursor in cursors]
+
+    def _send(self, statements: Sequence[Statement]) -> list[psycopg.Cursor[Any]]:
+        return [self._connection.cursor(row_factory=namedtuple_row).execute(sql, values) for sql, values in statements]
+
+
+def _engine(url: str, pool: Pool) -> Engine:
+    return create_engine(
+        make_url(url).set(drivername="postgresql+psycopg"),
+        isolation_level="AUTOCOMMIT",
+        pool_size=pool.size,
+        max_overflow=0,
+        pool_timeout=pool.wait,
+        pool_reset_on_return=None,  # every path above leaves a connection idle; the default would cost a round trip
+        hide_parameters=True,
+        connect_args={"connect_timeout": pool.connect, "options": _TIMEOUTS, "application_name": "axiorank-broker"},
+    )
+
+
+def _fetch(cursor: psycopg.Cursor[Any]) -> list[Row]:
+    return cursor.fetchall() if cursor.description else []
+
+
+def _closed_by_server(connection: Any) -> bool:
+    """An idle connection has nothing to read; one that has was closed by the server, or is about to be."""
+    if connection.closed:
+        return True
+    readable, _, _ = select.select([connection.fileno()], [], [], 0)
+    return bool(readable)
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Let no exception of the driver out: its text quotes rows."""
+    try:
+        yield
+    except psycopg.errors.UniqueViolation as error:
+        constraint = error.diag.constraint_name or ""
+    except psycopg.OperationalError:
+        raise Unavailable("the database is away or too slow") from None
+    except psycopg.Error as error:
+        state = error.sqlstate or "none"
+        raise Unavailable(f"the database refused a statement (SQLSTATE {state})") from None
+    else:
+        return
+    raise Taken(constraint)

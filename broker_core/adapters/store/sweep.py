@@ -1,0 +1,168 @@
+"""The store's part in the sweep: ``ports.SweepStore``.
+
+The cost of a tick grows with the connections that are due and with the budget of checks, never with the number of
+secrets: each connection's oldest checks come from an index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from uuid import UUID
+
+from broker_core.adapters.store.database import Database
+from broker_core.adapters.store.rows import CONNECTION_COLUMNS, connection_from, new_id
+from broker_core.model import Blob, CipherName
+from broker_core.ports import DueCheck, DueProbe, Failure
+
+_OPEN_FAILURE_OF = """EXISTS (
+        SELECT FROM decrypt_failures f
+        WHERE f.workspace_id = {c}.workspace_id AND f.connection_id = {c}.id AND f.secret_id IS NULL
+            AND f.ended_at IS NULL)"""
+
+# Current connections, and older ones that blobs still need. 10 % of jitter spreads them.
+_DUE_PROBES = f"""
+    UPDATE byok_connections c
+    SET last_probe_at = now(), next_probe_at = now() + make_interval(secs => (0.9 + 0.2 * random()) *
+        CASE WHEN {_OPEN_FAILURE_OF.format(c="c")} THEN %(unhealthy)s ELSE %(every)s END)
+    WHERE c.id IN (
+        SELECT d.id FROM byok_connections d
+        WHERE d.verified_at IS NOT NULL AND d.next_probe_at <= now() AND (d.status = 'current' OR EXISTS (
+            SELECT FROM broker_secrets s WHERE s.workspace_id = d.workspace_id AND s.connection_id = d.id))
+        ORDER BY d.next_probe_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED)
+    RETURNING {CONNECTION_COLUMNS}, c.canary"""
+
+# Which connections may be asked now, and how often (a token bucket of two seconds in check_ready_at). A failing one
+# waits for its probe: its secrets inherit the answer.
+_BUDGETS = f"""
+    SELECT {CONNECTION_COLUMNS}, c.healed_at, floor(extract(epoch FROM
+        now() - greatest(c.check_ready_at, now() - interval '2 seconds')) * %(per_second)s)::int AS budget
+    FROM byok_connections c
+    WHERE c.verified_at IS NOT NULL AND c.check_ready_at <= now() - make_interval(secs => 1.0 / %(per_second)s)
+        AND NOT {_OPEN_FAILURE_OF.format(c="c")}
+        AND EXISTS (
+            SELECT FROM broker_secrets s WHERE s.workspace_id = c.workspace_id AND s.connection_id = c.id)
+    ORDER BY c.check_ready_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED"""
+_CLAIM_CHECKS = """
+    UPDATE broker_secrets u SET check_lease_until = now() + interval '2 minutes'
+    WHERE u.workspace_id = %(workspace_id)s AND u.id IN (
+        (SELECT s.id FROM decrypt_failures f
+            JOIN broker_secrets s ON s.workspace_id = f.workspace_id AND s.id = f.secret_id
+            WHERE f.workspace_id = %(workspace_id)s AND f.connection_id = %(connection_id)s AND f.secret_id IS NOT NULL
+                AND f.ended_at IS NULL AND s.connection_id = f.connection_id
+                AND (s.check_lease_until IS NULL OR s.check_lease_until < now())
+                AND (s.checked_at IS NULL OR s.checked_at < greatest(now() - interval '1 minute', %(healed_at)s))
+            LIMIT %(budget)s)
+        UNION
+        (SELECT s.id FROM broker_secrets s
+            WHERE s.workspace_id = %(workspace_id)s AND s.connection_id = %(connection_id)s
+                AND (s.check_lease_until IS NULL OR s.check_lease_until < now())
+                AND (s.checked_at IS NULL
+                    OR s.checked_at < greatest(now() - make_interval(secs => %(round_seconds)s), %(healed_at)s))
+            ORDER BY s.checked_at NULLS FIRST LIMIT %(budget)s)
+        LIMIT %(budget)s)
+    RETURNING u.id, u.name, u.version, u.cipher, u.blob"""
+_SPEND = """
+    UPDATE byok_connections
+    SET check_ready_at = greatest(check_ready_at, now() - interval '2 seconds') + make_interval(secs => %(spent)s)
+    WHERE workspace_id = %(workspace_id)s AND id = %(connection_id)s"""
+
+_TURNED = """
+    SELECT
+        (SELECT count(DISTINCT connection_id) FROM decrypt_failures
+            WHERE secret_id IS NULL AND first_seen > now() - make_interval(secs => %(within)s)) AS turned,
+        (SELECT count(*) FROM byok_connections WHERE status = 'current') AS verified"""
+_OPEN_FAILURE = """
+    WITH probe AS (
+        UPDATE byok_connections SET next_probe_at = least(next_probe_at, now())
+        WHERE workspace_id = %(workspace_id)s AND id = %(connection_id)s AND %(found_by)s <> 'probe')
+    INSERT INTO decrypt_failures (id, workspace_id, connection_id, secret_id, state, aws_code, request_id, found_by)
+    VALUES (%(id)s, %(workspace_id)s, %(connection_id)s, %(secret_id)s, %(state)s, %(aws_code)s, %(request_id)s,
+        %(found_by)s)
+    ON CONFLICT (workspace_id, connection_id, secret_id) WHERE ended_at IS NULL
+    DO UPDATE SET last_seen = now(), state = EXCLUDED.state, aws_code = EXCLUDED.aws_code,
+        request_id = EXCLUDED.request_id"""
+_CLOSE_FAILURE = """
+    WITH closed AS (
+        UPDATE decrypt_failures SET ended_at = now()
+        WHERE workspace_id = %(workspace_id)s AND connection_id = %(connection_id)s
+            AND secret_id IS NOT DISTINCT FROM %(secret_id)s::uuid AND ended_at IS NULL
+        RETURNING secret_id)
+    UPDATE byok_connections SET healed_at = now()
+    WHERE workspace_id = %(workspace_id)s AND id = %(connection_id)s
+        AND EXISTS (SELECT FROM closed WHERE secret_id IS NULL)"""
+
+
+class SweepSql:
+    """``ports.SweepStore`` on PostgreSQL (its batches of checks are in ``audit``)."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def due_probes(self, limit: int, every_seconds: float, unhealthy_seconds: float) -> Sequence[DueProbe]:
+        """See ``ports.SweepStore``."""
+        values = {"limit": limit, "every": every_seconds, "unhealthy": unhealthy_seconds}
+        rows = self._database.run("due_probes", _DUE_PROBES, values)
+        return [
+            DueProbe(connection, Blob(CipherName.KMS, row.canary))
+            for row in rows
+            if (connection := connection_from(row))
+        ]
+
+    def due_checks(self, limit: int, round_seconds: float, per_second: float) -> Sequence[DueCheck]:
+        """See ``ports.SweepStore``."""
+        due: list[DueCheck] = []
+        with self._database.transaction("due_checks") as transaction:
+            (budgets,) = transaction.batch((_BUDGETS, {"limit": limit, "per_second": per_second}))
+            for row in budgets:
+                budget = min(row.budget, limit - len(due))
+                if budget > 0:
+                    values = _check_values(row, budget, round_seconds)
+                    (secrets,) = transaction.batch((_CLAIM_CHECKS, values))
+                    transaction.batch((_SPEND, values | {"spent": len(secrets) / per_second}))
+                    due += [_due_check(row, secret) for secret in secrets]
+            transaction.commit()
+        return due
+
+    def turned_share(self, within_seconds: float) -> tuple[int, int]:
+        """See ``ports.SweepStore``."""
+        (row,) = self._database.run("turned_share", _TURNED, {"within": within_seconds})
+        return row.turned, row.verified
+
+    def open_failure(self, failure: Failure) -> None:
+        """See ``ports.SweepStore``."""
+        self._database.run(
+            "open_failure",
+            _OPEN_FAILURE,
+            {
+                "id": new_id(),
+                "workspace_id": failure.workspace_id,
+                "connection_id": failure.connection_id,
+                "secret_id": failure.secret_id,
+                "state": failure.state.value,
+                "aws_code": failure.aws_code,
+                "request_id": failure.request_id,
+                "found_by": failure.found_by.value,
+            },
+        )
+
+    def close_failure(self, workspace_id: str, connection_id: UUID, secret_id: UUID | None) -> None:
+        """See ``ports.SweepStore``."""
+        values = {"workspace_id": workspace_id, "connection_id": connection_id, "secret_id": secret_id}
+        self._database.run("close_failure", _CLOSE_FAILURE, values)
+
+
+def _check_values(row: Any, budget: int, round_seconds: float) -> dict[str, Any]:
+    return {
+        "workspace_id": row.connection_workspace_id,
+        "connection_id": row.connection_id,
+        "healed_at": row.healed_at,
+        "budget": budget,
+        "round_seconds": round_seconds,
+    }
+
+
+def _due_check(row: Any, secret: Any) -> DueCheck:
+    connection = connection_from(row)
+    assert connection is not None  # noqa: S101 - the statement selects connections
+    return DueCheck(secret.id, secret.name, secret.version, Blob(CipherName(secret.cipher), secret.blob), connection)
