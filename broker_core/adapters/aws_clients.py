@@ -1,0 +1,238 @@
+"""STS and KMS clients: one of each per Region and process, never one per tenant; and whose credentials sign a call.
+
+Promise: nothing but the operator's own settings decides where a call goes. Proxies, CA bundles and endpoints from the
+environment or from shared config are not used; base credentials are boto3's default chain. The client for customers'
+keys has no credentials of its own, so that a call without an assumed session cannot be signed, let alone with ours.
+
+botocore's own parts (and nothing else that is AWS) are imported here, in ``sessions``, ``kms`` and ``platform_cipher``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import botocore.session
+from botocore.config import Config
+from botocore.configprovider import ConfiguredEndpointProvider
+from botocore.credentials import Credentials
+from botocore.exceptions import BotoCoreError, NoCredentialsError
+
+from broker_core.errors import ConfigurationError
+
+CONNECT_SECONDS: Final = 1.0
+READ_SECONDS: Final = 3.0
+
+#: https://docs.aws.amazon.com/general/latest/gr/rande.html: classic and dual-stack names of each partition
+SUFFIXES: Final = {
+    "aws": ("amazonaws.com", "api.aws"),
+    "aws-us-gov": ("amazonaws.com", "api.aws"),
+    "aws-cn": ("amazonaws.com.cn", "api.amazonwebservices.com.cn"),
+    "aws-eusc": ("amazonaws.eu", "api.amazonwebservices.eu"),
+    "aws-iso": ("c2s.ic.gov", "api.aws.ic.gov"),
+    "aws-iso-b": ("sc2s.sgov.gov", "api.aws.scloud"),
+}
+
+#: amazonaws.com alone proves nothing: customers' buckets, load balancers and API gateways live under it too
+_SERVICE_HOST = r"(?:vpce-[a-z0-9-]+\.)?(?:kms|sts)(?:-fips)?(?:\.[a-z]{2,4}(?:-[a-z]+)+-[0-9])?(?:\.vpce)?\."
+
+
+@dataclass(frozen=True)
+class AwsOptions:
+    """What the operator may set. Durations in seconds; ARNs and URLs as text."""
+
+    endpoint_kms: str | None = None
+    endpoint_sts: str | None = None
+    proxy: str | None = field(default=None, repr=False)  # may hold a password
+    control_role_arn: str | None = None
+    control_external_id: str | None = field(default=None, repr=False)
+    sts_reuse_seconds: int = 0
+    max_connections: int = 64
+    per_connection_concurrency: int = 8
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.sts_reuse_seconds <= 900:
+            raise ConfigurationError("BROKER_STS_REUSE_SECONDS must be from 0 (every use its own session) to 900")
+
+
+def check_endpoint(url: str, partition: str | None = None, *, name: str = "AWS_ENDPOINT_URL") -> None:
+    """Accept AWS's own https endpoints for KMS and STS in ``partition`` (None: in any), and loopback addresses.
+
+    Whoever answers at the endpoint receives every value in plain text. Raises ConfigurationError, which names the
+    setting ``name`` and says what to do; it does not repeat the URL, which may hold a password.
+    """
+    parts = _split(url)
+    if parts is not None:
+        scheme, host = parts
+        if _is_loopback(host) and scheme in ("http", "https"):
+            return
+        suffixes = SUFFIXES.get(partition, ()) if partition else sum(SUFFIXES.values(), ())
+        if scheme == "https" and any(re.fullmatch(_SERVICE_HOST + re.escape(suffix), host) for suffix in suffixes):
+            return
+    where = f"of partition {partition}" if partition else "of KMS or STS"
+    raise ConfigurationError(
+        f"{name} is neither an https endpoint of AWS's own {where}, such as https://kms.eu-west-1.amazonaws.com, "
+        "nor a loopback address; unset it to use AWS's own endpoints (a proxy goes into BROKER_AWS_PROXY)"
+    )
+
+
+def _split(url: str) -> tuple[str, str] | None:
+    """Scheme and host of a bare endpoint; None where the URL has more to it than an endpoint may have."""
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        return None
+    is_bare = parts.path in ("", "/") and not parts.query and not parts.fragment and "@" not in parts.netloc
+    return (parts.scheme, host) if is_bare and url.isascii() and url.isprintable() and " " not in url else None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+_signing: ContextVar[Credentials] = ContextVar("broker_aws_signing")
+_patience: ContextVar[float] = ContextVar("broker_aws_patience", default=READ_SECONDS)
+
+
+@contextmanager
+def signed_with(credentials: Credentials) -> Iterator[None]:
+    """Sign this context's calls to customers' keys with an assumed session's credentials."""
+    token = _signing.set(credentials)
+    try:
+        yield
+    finally:
+        _signing.reset(token)
+
+
+@contextmanager
+def patience(seconds: float) -> Iterator[None]:
+    """Let each call in the block wait for its answer no longer than what ``seconds`` leaves after connecting.
+
+    Raises TimeoutError when nothing is left: then the block does not run.
+    """
+    if seconds <= 0:
+        raise TimeoutError
+    token = _patience.set(min(READ_SECONDS, max(seconds - CONNECT_SECONDS, seconds / 2, 0.05)))
+    try:
+        yield
+    finally:
+        _patience.reset(token)
+
+
+def _limit_read(request: Any, **_: Any) -> None:
+    request.context["read_timeout"] = _patience.get()
+
+
+def _swap_credentials(request: Any, **_: Any) -> None:
+    # Not documented by botocore: signers.py reads it for every request. Its range is pinned, and a test fails when this
+    # stops working. If it did, the call would be signed with the placeholder below, and AWS would refuse it. Outside of
+    # signed_with it raises LookupError: a call that nobody assumed a session for.
+    request.context.setdefault("signing", {})["request_credentials"] = _signing.get()
+
+
+#: what the customers' client signs with if nothing else: nobody's key, so that the answer is a refusal of ours
+_NOBODY: Final = {"aws_access_key_id": "AKIAAXIORANKNOSESSION", "aws_secret_access_key": "none"}
+
+
+class AwsClients:
+    """The clients. Thread-safe; a client is made once, under a lock (making one is not thread-safe in botocore)."""
+
+    def __init__(self, options: AwsOptions, session: botocore.session.Session | None = None) -> None:
+        """Raises ConfigurationError when an endpoint, also one of shared config, is neither AWS's own nor loopback."""
+        self._options = options
+        self._session = session or botocore.session.Session()
+        # legacy would send eu-west-1's calls to a Region of another continent; CSM sends call records to a UDP port
+        self._session.set_config_variable("sts_regional_endpoints", "regional")
+        self._session.set_config_variable("csm_enabled", False)
+        self._check_endpoints()
+        self._clients: dict[tuple[str, str, bool], Any] = {}
+        self._lock = threading.Lock()
+
+    def sts(self, region: str) -> Any:
+        """STS in a Region, under base credentials. Raises NoCredentialsError while there are none."""
+        return self._client("sts", region, is_base=True)
+
+    def kms(self, region: str) -> Any:
+        """KMS in a Region for customers' keys: use it inside ``signed_with``."""
+        return self._client("kms", region, is_base=False)
+
+    def own_kms(self, region: str) -> Any:
+        """KMS in a Region for AxioRank's own key, under base credentials. Raises NoCredentialsError as above."""
+        return self._client("kms", region, is_base=True)
+
+    def _client(self, service: str, region: str, is_base: bool) -> Any:
+        key = (service, region, is_base)
+        client = self._clients.get(key)
+        if client is None:
+            with self._lock:
+                client = self._clients.get(key) or self._make(service, region, is_base)
+                self._clients[key] = client
+        return client
+
+    def _make(self, service: str, region: str, is_base: bool) -> Any:
+        endpoint = self._options.endpoint_kms if service == "kms" else self._options.endpoint_sts
+        if endpoint:
+            check_endpoint(endpoint, self._session.get_partition_for_region(region))
+        # a client that was made while the chain had nothing would have no credentials for ever
+        if is_base and self._session.get_credentials() is None:
+            raise NoCredentialsError
+        client = self._session.create_client(
+            service,
+            region_name=region,
+            endpoint_url=endpoint,
+            verify=True,  # and so not AWS_CA_BUNDLE, nor ca_bundle of shared config
+            config=self._config(),
+            **({} if is_base else _NOBODY),
+        )
+        client.meta.events.register(f"before-sign.{service}", _limit_read)
+        if not is_base:
+            client.meta.events.register(f"before-sign.{service}", _swap_credentials)
+        return client
+
+    def _config(self) -> Config:
+        return Config(
+            retries={"total_max_attempts": 1, "mode": "standard"},
+            connect_timeout=CONNECT_SECONDS,
+            read_timeout=READ_SECONDS,
+            max_pool_connections=self._options.max_connections,
+            proxies={"https": self._options.proxy} if self._options.proxy else {},  # {}: not the environment's
+            ignore_configured_endpoint_urls=True,
+            tcp_keepalive=True,
+        )
+
+    def _check_endpoints(self) -> None:
+        """Our own settings, and what the credential chain's own STS client would find."""
+        for name, url in (
+            ("AWS_ENDPOINT_URL_KMS or AWS_ENDPOINT_URL", self._options.endpoint_kms),
+            ("AWS_ENDPOINT_URL_STS or AWS_ENDPOINT_URL", self._options.endpoint_sts),
+        ):
+            if url:
+                check_endpoint(url, name=name)
+        for service in ("kms", "sts"):
+            configured = self._configured_endpoint(service)
+            if configured:
+                check_endpoint(configured, name=f"endpoint_url for {service} (AWS_ENDPOINT_URL… or shared config)")
+
+    def _configured_endpoint(self, service: str) -> str | None:
+        try:
+            found: str | None = ConfiguredEndpointProvider(
+                full_config=self._session.full_config,
+                scoped_config=self._session.get_scoped_config(),
+                client_name=service,
+            ).provide()
+        except BotoCoreError:
+            raise ConfigurationError(
+                "AWS_PROFILE names no profile of AWS_CONFIG_FILE, or that file cannot be read"
+            ) from None
+        return found
