@@ -1,0 +1,223 @@
+"""The servers of a test run, and what a test may reach.
+
+One PostgreSQL cluster per run, started by the process that the developer started (with xdist: the controller, which
+hands the URL on); one database and two Valkeys per worker, emptied before each test that asks for them; one AWS double
+and one sample upstream per worker. Tests that restart, fill, kill or search a server start their own
+(``broker_core.dev``).
+
+``BROKER_TEST_DATABASE_URL`` and ``BROKER_TEST_REDIS_URL`` name other servers instead of the embedded ones: the first
+any database of a server where we may create databases as superuser, the second a Redis whose databases 0 to 15 are
+ours.
+
+Unit tests, and contract tests on a fake (parameter id ``fake``), reach no network at all. Every other test reaches this
+machine only.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from broker_core.dev.aws import AwsDouble
+    from broker_core.dev.postgres import Postgres
+    from broker_core.dev.upstream import SampleUpstream
+    from tests.live import Live
+
+HERE = Path(__file__).parent
+THIS_MACHINE = ["127.0.0.0/8", "127.0.0.1", "::1", "localhost"]
+_cluster: pytest.StashKey[Postgres] = pytest.StashKey()
+_run: pytest.StashKey[str] = pytest.StashKey()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Profiles of hypothesis; Unix sockets count as this machine (pytest-socket reads the option after us)."""
+    config.option.allow_unix_socket = True
+    slow = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
+    settings.register_profile("default", deadline=None, suppress_health_check=slow)
+    settings.register_profile("ci", deadline=None, suppress_health_check=slow, derandomize=True, print_blob=True)
+    settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """In the process that the developer started: stop the cluster, or leave a named server as it was."""
+    cluster, run = config.stash.get(_cluster, None), config.stash.get(_run, None)
+    if cluster is not None:
+        cluster.close()
+    elif run is not None and "BROKER_TEST_DATABASE_URL" in os.environ:
+        from broker_core.dev.postgres import drop_database
+        from tests.databases import template_name
+
+        drop_database(os.environ["BROKER_TEST_DATABASE_URL"], template_name(run))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """In xdist's controller, for each worker: the run's server, unless only tests without servers were asked for."""
+    node.config.stash[_run] = node.workerinput["testrunuid"]
+    if not _only_units(node.config):
+        node.workerinput["broker_database_server"] = _server_url(node.config)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What each test may reach, by the directory it is in."""
+    for item in items:
+        if HERE not in item.path.parents:
+            continue
+        room = item.path.relative_to(HERE).parts[0]
+        # a contract suite runs on the fake, which needs no network, and on the real adapter, which does
+        if room == "unit" or (room == "contracts" and "[fake" in item.name):
+            item.add_marker(pytest.mark.disable_socket)
+        elif not any(item.iter_markers("allow_hosts")):
+            item.add_marker(pytest.mark.allow_hosts(THIS_MACHINE))
+
+
+@pytest.fixture(scope="session")
+def postgres_url(request: pytest.FixtureRequest) -> str:
+    """The maintenance database of the run's one server, shared by all workers: create and drop databases of your own
+    there, never stop it."""
+    given = getattr(request.config, "workerinput", {}).get("broker_database_server")
+    return str(given) if given else _server_url(request.config)
+
+
+@pytest.fixture(scope="session")
+def template_database(request: pytest.FixtureRequest, postgres_url: str, testrun_uid: str) -> str:
+    """The name of a database with all migrations and no rows, to copy: ``CREATE DATABASE … TEMPLATE``."""
+    from tests.databases import ensure_template
+
+    if not hasattr(request.config, "workerinput"):
+        request.config.stash[_run] = testrun_uid
+    return ensure_template(postgres_url, testrun_uid)
+
+
+@pytest.fixture(scope="session")
+def database_url(postgres_url: str, template_database: str) -> Iterator[str]:
+    """This worker's own migrated database. Not emptied between tests: ask for ``clean_database``."""
+    from broker_core.dev.postgres import create_database, drop_database
+    from tests.databases import sibling
+
+    name = f"broker_test_{secrets.token_hex(6)}"
+    create_database(postgres_url, name, template_database)
+    yield sibling(postgres_url, name)
+    drop_database(postgres_url, name)
+
+
+@pytest.fixture
+def clean_database(database_url: str) -> str:
+    """This worker's database, emptied before the test; ``postgresql+psycopg://…``."""
+    from tests.databases import empty
+
+    empty(database_url)
+    return database_url
+
+
+@pytest.fixture
+def queue_valkey(_queue_server: str) -> str:
+    """The URL of this worker's queue Redis (append-only file, noeviction), emptied before the test."""
+    return _emptied(_queue_server)
+
+
+@pytest.fixture
+def claims_valkey(_claims_server: str) -> str:
+    """The URL of this worker's claim Redis (nothing on disk), emptied before the test."""
+    return _emptied(_claims_server)
+
+
+@pytest.fixture(scope="session")
+def _queue_server(worker_id: str) -> Iterator[str]:
+    yield from _valkey(persistent=True, worker_id=worker_id)
+
+
+@pytest.fixture(scope="session")
+def _claims_server(worker_id: str) -> Iterator[str]:
+    yield from _valkey(persistent=False, worker_id=worker_id)
+
+
+@pytest.fixture(scope="session")
+def aws() -> Iterator[AwsDouble]:
+    """This worker's AWS double. Shared by its tests: use accounts, keys and roles of your own; clear what you set."""
+    from broker_core.dev.aws import AwsDouble
+
+    with AwsDouble() as double:
+        yield double
+
+
+@pytest.fixture(scope="session")
+def _upstream_server() -> Iterator[SampleUpstream]:
+    from broker_core.dev.upstream import SampleUpstream
+
+    with SampleUpstream.start() as server:
+        yield server
+
+
+@pytest.fixture
+def upstream(_upstream_server: SampleUpstream) -> SampleUpstream:
+    """This worker's sample upstream (TLS), its records, counters and added routes cleared before the test."""
+    _upstream_server.clear()
+    return _upstream_server
+
+
+def _server_url(config: pytest.Config) -> str:
+    """The named server, or the embedded one, started once in this process."""
+    named = os.environ.get("BROKER_TEST_DATABASE_URL")
+    if named:
+        return named
+    cluster = config.stash.get(_cluster, None)
+    if cluster is None:
+        from broker_core.dev.postgres import Postgres
+
+        cluster = config.stash[_cluster] = Postgres.start()
+    return cluster.url
+
+
+def _valkey(*, persistent: bool, worker_id: str) -> Iterator[str]:
+    named = os.environ.get("BROKER_TEST_REDIS_URL")
+    if named:
+        worker = int(worker_id.removeprefix("gw")) if worker_id.startswith("gw") else 0
+        yield f"{named.rstrip('/').rsplit('/', 1)[0]}/{(worker * 2 + persistent) % 16}"
+        return
+    from broker_core.dev.valkey import Valkey
+
+    with Valkey.start(persistent=persistent) as server:
+        yield server.url
+
+
+def _emptied(url: str) -> str:
+    import redis
+
+    client = redis.Redis.from_url(url)
+    client.flushdb()
+    client.close()
+    return url
+
+
+def _only_units(config: pytest.Config) -> bool:
+    """Whether every path on the command line lies in the unit tests. A wrong guess costs a worker its own server."""
+    return all("unit" in Path(argument.split("::")[0]).parts for argument in config.args)
+
+
+@pytest.fixture
+def environment(
+    clean_database: str, queue_valkey: str, claims_valkey: str, aws: AwsDouble, upstream: SampleUpstream
+) -> dict[str, str]:
+    """The settings of a process on this worker's servers, as environment variables."""
+    from tests.live import settings_for
+
+    return settings_for(clean_database, queue_valkey, claims_valkey, aws, upstream)
+
+
+@pytest.fixture
+def live(environment: dict[str, str], aws: AwsDouble, upstream: SampleUpstream) -> Iterator[Live]:
+    """An App on this worker's real servers, with a workspace of its own (``tests/live.py``)."""
+    from tests.live import live_app
+
+    aws.faults.clear()
+    with live_app(environment, aws, upstream) as app:
+        yield app
