@@ -1,0 +1,64 @@
+"""A worker process: ``dramatiq workers.main:setup`` calls ``setup`` in each process, ``run`` starts that from Python.
+
+dramatiq's master starts the processes and, when one dies, stops all with a non-zero exit code: a supervisor restarts
+it. Nothing in a process is state.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import NoReturn
+
+import dramatiq
+from dramatiq import Broker, Middleware, Worker
+from dramatiq.brokers.redis import RedisBroker
+
+from broker_core import telemetry
+from broker_core.adapters.queue import make_broker
+from broker_core.bootstrap import App, build_app, start_process
+from broker_core.settings import Settings
+from workers.custody import register_custody
+from workers.middleware import worker_middleware
+from workers.queue import command, worker_environment
+from workers.sweeper import register_sweeper
+
+
+def setup() -> None:
+    """Set this process up: logs, traces, the App, every actor. Raises ConfigurationError."""
+    settings = Settings.from_environment(os.environ)
+    end_traces = start_process("axiorank-worker", os.environ)
+    app = build_app(settings)
+    dramatiq.set_broker(make_worker_broker(settings.redis_url, app, end_traces))
+    telemetry.log().info("worker.started")
+
+
+def make_worker_broker(url: str, app: App, end_traces: Callable[[], None] = lambda: None) -> RedisBroker:
+    """A broker with all actors, which closes the App and ends the traces together with its worker."""
+    broker = make_broker(url, middleware=[*worker_middleware(), _Closing(app.close, end_traces)])
+    register_custody(broker, app)
+    register_sweeper(broker, app)
+    return broker
+
+
+class _Closing(Middleware):
+    """Runs what closes, in order, once the worker's threads have ended."""
+
+    def __init__(self, *closing: Callable[[], None]) -> None:
+        self._closing = closing
+
+    def after_worker_shutdown(self, broker: Broker, worker: Worker) -> None:
+        """Close connections, send the last spans."""
+        for close in self._closing:
+            close()
+
+
+def run(environ: Mapping[str, str], queues: Sequence[str], processes: int, threads: int) -> NoReturn:
+    """Become dramatiq's master for these queues. Raises ConfigurationError before anything is started.
+
+    This process is replaced: dramatiq reads some of its settings when it is imported, and signals reach it directly.
+    """
+    Settings.from_environment(environ)
+    # the interpreter is this one, and everything else on the line is ours
+    os.execve(sys.executable, command(queues, processes, threads), {**environ, **worker_environment(queues, threads)})  # noqa: S606

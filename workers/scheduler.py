@@ -1,0 +1,104 @@
+"""The process that rings for work that nobody sent: reconciling, probes, checks.
+
+Each tick has one slot per period, counted on the wall clock, and whoever claims the slot rings. So any number of
+schedulers ring once per period, and when one dies the others go on without a gap. A slot that was missed is not made
+up: each round looks at everything that is due. The scheduler holds no state that matters and never gives up: with
+Redis away it waits, with a growing pause, and says so.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from broker_core import telemetry
+from broker_core.adapters.queue import MAINTENANCE, SWEEP
+from broker_core.errors import Unavailable
+from broker_core.ports import Clock
+from workers.custody import RECONCILE
+from workers.sweeper import CHECKS, PROBES
+
+
+@dataclass(frozen=True)
+class Tick:
+    """An actor to be rung once in every period."""
+
+    actor: str
+    queue: str
+    seconds: int
+
+
+TICKS = (Tick(RECONCILE, MAINTENANCE, 5), Tick(PROBES, SWEEP, 5), Tick(CHECKS, SWEEP, 2))
+
+#: a claimed slot is remembered for its period and this long: two schedulers' clocks may differ by as much
+SKEW_SECONDS = 300
+#: with so many messages unfetched no worker is there: more of the same would only fill Redis
+MOST_WAITING = 16
+LONGEST_PAUSE_SECONDS = 10.0
+
+
+class TickQueue(Protocol):
+    """What the scheduler needs of the queue; each method raises Unavailable."""
+
+    def claim_slot(self, name: str, slot: int, seconds: int) -> bool:
+        """True for exactly one caller."""
+
+    def waiting(self, queue: str) -> int:
+        """How many messages no worker has fetched yet."""
+
+    def tick(self, queue: str, actor: str) -> None:
+        """Ring for one round."""
+
+
+class Scheduler:
+    """Rings each tick once in each of its periods, together with any other scheduler on the same queue."""
+
+    def __init__(self, queue: TickQueue, clock: Clock, ticks: Sequence[Tick] = TICKS) -> None:
+        self._queue = queue
+        self._clock = clock
+        self._ticks = ticks
+        self._seen: dict[str, int] = {}  # the last slot that was settled, by actor: spares questions, decides nothing
+        self._failures = 0
+
+    def step(self) -> float:
+        """Ring what is due; returns for how many seconds there is nothing to do."""
+        try:
+            for tick in self._ticks:
+                self._settle(tick)
+        except Unavailable as error:
+            self._failures += 1
+            pause = min(LONGEST_PAUSE_SECONDS, 0.5 * (1 << min(self._failures, 8)))
+            telemetry.log().warning("scheduler.waiting", code=error.reason, failures=self._failures, seconds=pause)
+            return pause
+        self._failures = 0
+        now = self._clock.now().timestamp()
+        return min(tick.seconds - now % tick.seconds for tick in self._ticks)
+
+    def _settle(self, tick: Tick) -> None:
+        slot = int(self._clock.now().timestamp() // tick.seconds)
+        if self._seen.get(tick.actor) == slot:
+            return
+        if self._queue.waiting(tick.queue) >= MOST_WAITING:
+            telemetry.log().warning("scheduler.backlog", actor=tick.actor)
+        elif self._queue.claim_slot(tick.actor, slot, tick.seconds + SKEW_SECONDS):
+            self._queue.tick(tick.queue, tick.actor)
+        self._seen[tick.actor] = slot
+
+
+def run(scheduler: Scheduler, is_over: Callable[[], bool], wait: Callable[[float], object]) -> None:
+    """Step until it is over. ``wait`` takes seconds and may return early."""
+    telemetry.log().info("scheduler.started")
+    while not is_over():
+        wait(scheduler.step())
+    telemetry.log().info("scheduler.stopped")
+
+
+def run_until_signalled(queue: TickQueue, clock: Clock) -> None:
+    """Run in this process's main thread until SIGTERM or SIGINT; then return."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    run(Scheduler(queue, clock), stop.is_set, stop.wait)
