@@ -19,12 +19,14 @@ from broker_core.errors import KeyState, Receipt
 from broker_core.injection import Injection
 from broker_core.model import (
     Blob,
+    CipherName,
     Connection,
     Event,
     EventState,
     EventType,
     FoundBy,
     Purpose,
+    SecretStatus,
     Setting,
 )
 from broker_core.secret import Plaintext
@@ -246,7 +248,6 @@ class Attempt:
     attempts: int
     setting: Setting
     secret_version: int  # of the blob now in place; 0 for none
-    kind_in_place: Injection | None
     traceparent: str | None = None
 
 
@@ -254,7 +255,8 @@ class CustodyStore(Protocol):
     """What custody needs. Every method raises Unavailable when the database is away."""
 
     def begin(self, event_id: UUID, audit_id: UUID) -> Attempt | None:
-        """Load a waiting event, raise its counter and commit the intent, in one round trip; None when it has ended."""
+        """Load a waiting event, raise its counter and commit the intent, in one round trip; None when it has ended, or
+        its time is over."""
 
     def keep(self, attempt: Attempt, blob: Blob, result: Result) -> EventState | None:
         """Store the blob if the setting's version is still ``attempt.setting.version`` and the secret's version is
@@ -364,11 +366,11 @@ class SweepStore(Protocol):
         """Write the outcomes; a success closes the secret's own failure and notes the check."""
 
     def turned_share(self, within_seconds: float) -> tuple[int, int]:
-        """(connections whose failure opened within the time, all verified connections)."""
+        """(current connections whose customer-side failure opened within the time, all current connections)."""
 
     def open_failure(self, failure: Failure) -> None:
-        """Open the one row for (connection, secret or none), or see it again; brings the connection's next probe
-        forward."""
+        """Open the one row for (connection, secret or none), or see it again; a new one brings the connection's next
+        probe forward."""
 
     def close_failure(self, workspace_id: str, connection_id: UUID, secret_id: UUID | None) -> None:
         """Close the open row, if any; a connection's healing marks its secrets ``rechecking``."""
@@ -434,6 +436,44 @@ class ByokStore(Protocol):
 
     def affected(self, workspace_id: str) -> Affected:
         """Failing connections with the secrets under them, and secrets that fail on their own."""
+
+
+@dataclass(frozen=True)
+class SecretView:
+    """A secret as its owner sees it: never a value, never a blob."""
+
+    id: UUID
+    name: str
+    version: int
+    status: SecretStatus
+    cipher: CipherName | None
+    connection_id: UUID | None
+    injection: Injection | None
+    rotation_policy: str | None
+    created_at: datetime
+    rotated_at: datetime | None
+    last_used_at: datetime | None
+    last_checked_at: datetime | None
+
+
+@dataclass(frozen=True)
+class Use:
+    """One row of the audit log: what was meant, and what came of it (None: still running, or not yet closed)."""
+
+    intent: Intent
+    result: Result | None
+    started_at: datetime
+    ended_at: datetime | None
+
+
+class OwnerStore(Protocol):
+    """What owners read."""
+
+    def uses(self, workspace_id: str, *, after: UUID | None = None, limit: int = 50) -> Sequence[Use]:
+        """The workspace's audit rows, oldest id first, after ``after``. A deleted workspace's rows stay."""
+
+    def secrets(self, workspace_id: str, *, after: UUID | None = None, limit: int = 50) -> Sequence[SecretView]:
+        """The workspace's secrets, oldest id first, after ``after``. Raises NotFound (workspace)."""
 
 
 class AuditStore(Protocol):

@@ -12,10 +12,11 @@ from broker_core.adapters.store.custody import CustodySql
 from broker_core.adapters.store.database import Database, Pool
 from broker_core.adapters.store.inject import InjectSql
 from broker_core.adapters.store.intake import IntakeSql
+from broker_core.adapters.store.owner import OwnerSql
 from broker_core.adapters.store.sweep import SweepSql
 
 __all__ = ["Database", "Pool", "Store"]
 
 
-class Store(IntakeSql, CustodySql, InjectSql, SweepSql, ByokSql, AuditSql):
+class Store(IntakeSql, CustodySql, InjectSql, SweepSql, ByokSql, OwnerSql, AuditSql):
     """Every store port, on one database."""

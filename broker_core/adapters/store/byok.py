@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from broker_core.adapters.store.database import Database
-from broker_core.adapters.store.rows import CONNECTION_COLUMNS, setting_from
+from broker_core.adapters.store.rows import CONNECTION_COLUMNS, CUSTOMER_SIDE, setting_from
 from broker_core.errors import Conflict, KeyState, NotFound
 from broker_core.model import Blob, Connection, FoundBy, Setting
 from broker_core.ports import Affected, AffectedConnection, AffectedSecret
@@ -53,22 +53,23 @@ _VERIFIED = """
 _POINT = """
     UPDATE workspaces SET connection_id = %(id)s, setting_version = setting_version + 1 WHERE id = %(workspace_id)s"""
 
-#: states that make a secret "affected": the customer's side (INV-8)
-CUSTOMER_SIDE = ("access_denied", "role_refused", "key_disabled", "key_pending_deletion", "key_state", "key_gone")
-_AFFECTED_CONNECTIONS = """
+# A retired connection that no blob needs is nobody's trouble any more, and is not probed either.
+_AFFECTED_CONNECTIONS = f"""
     SELECT f.connection_id, f.state, f.aws_code, f.first_seen, f.found_by, s.id AS secret_id, s.name
     FROM decrypt_failures f
+    JOIN byok_connections c ON c.workspace_id = f.workspace_id AND c.id = f.connection_id
     LEFT JOIN broker_secrets s ON s.workspace_id = f.workspace_id AND s.connection_id = f.connection_id
-    WHERE f.workspace_id = %(workspace_id)s AND f.secret_id IS NULL AND f.ended_at IS NULL AND f.state = ANY(%(states)s)
+    WHERE f.workspace_id = %(workspace_id)s AND f.secret_id IS NULL AND f.ended_at IS NULL
+        AND f.state IN {CUSTOMER_SIDE} AND (c.status = 'current' OR s.id IS NOT NULL)
     ORDER BY f.first_seen, f.connection_id, s.name"""
-_AFFECTED_SECRETS = """
+_AFFECTED_SECRETS = f"""
     SELECT s.id AS secret_id, s.name, f.state, f.aws_code, f.first_seen, f.found_by
     FROM decrypt_failures f
     JOIN broker_secrets s ON s.workspace_id = f.workspace_id AND s.id = f.secret_id AND s.connection_id =
-    f.connection_id WHERE f.workspace_id = %(workspace_id)s AND f.ended_at IS NULL AND f.state = ANY(%(states)s)
+    f.connection_id WHERE f.workspace_id = %(workspace_id)s AND f.ended_at IS NULL AND f.state IN {CUSTOMER_SIDE}
         AND NOT EXISTS (
             SELECT FROM decrypt_failures g WHERE g.workspace_id = f.workspace_id AND g.connection_id = f.connection_id
-                AND g.secret_id IS NULL AND g.ended_at IS NULL)
+                AND g.secret_id IS NULL AND g.ended_at IS NULL AND g.state IN {CUSTOMER_SIDE})
     ORDER BY s.name"""
 
 
@@ -138,7 +139,7 @@ class ByokSql:
     def affected(self, workspace_id: str) -> Affected:
         """See ``ports.ByokStore``."""
         self._workspace(workspace_id)
-        values = {"workspace_id": workspace_id, "states": list(CUSTOMER_SIDE)}
+        values = {"workspace_id": workspace_id}
         connections = self._database.run("affected_connections", _AFFECTED_CONNECTIONS, values)
         secrets = self._database.run("affected_secrets", _AFFECTED_SECRETS, values)
         return Affected(_connections_from(connections), [_secret_from(row) for row in secrets])

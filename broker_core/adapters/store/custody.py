@@ -30,7 +30,7 @@ _BEGIN = f"""
     WITH e AS (
         UPDATE secret_events
         SET attempts = attempts + 1, ring_at = now() + make_interval(secs => {ATTEMPT_SECONDS})
-        WHERE id = %(event_id)s AND ended_at IS NULL
+        WHERE id = %(event_id)s AND ended_at IS NULL AND claim_expires_at > now()
         RETURNING *),
     intent AS (
         INSERT INTO audit_log (id, workspace_id, purpose, cipher, connection_id, secret_id, secret_name, version,
@@ -39,7 +39,7 @@ _BEGIN = f"""
             w.connection_id, e.secret_id, e.name, e.version, e.id
         FROM e JOIN workspaces w ON w.id = e.workspace_id)
     SELECT {EVENT_COLUMNS}, e.claim_key, e.attempts, e.traceparent, w.setting_version, {CONNECTION_COLUMNS},
-        s.version AS secret_version, s.injection_kind AS kind_in_place
+        s.version AS secret_version
     FROM e
     JOIN workspaces w ON w.id = e.workspace_id
     JOIN broker_secrets s ON s.workspace_id = e.workspace_id AND s.id = e.secret_id
@@ -191,6 +191,5 @@ def _attempt_from(row: Row, audit_id: UUID) -> Attempt:
         attempts=row.attempts,
         setting=setting_from(row),
         secret_version=row.secret_version,
-        kind_in_place=row.kind_in_place,
         traceparent=row.traceparent,
     )

@@ -46,14 +46,16 @@ _BEGIN_USES = f"""
     RETURNING id"""
 
 # A key that answered heals the secret's own failure, whatever the upstream did. last_used_at is coarse on purpose: one
-# write in ten seconds, so that a busy secret's row is no queue.
+# write in ten seconds, so that a busy secret's row is no queue; but the first use after its connection healed counts.
 END_USES = f"""
     WITH r AS (SELECT * FROM jsonb_to_recordset(%(results)s) AS r({RESULT_RECORD})),
     worked AS (SELECT workspace_id, secret_id, version FROM r WHERE outcome IN ('ok', 'upstream_failed', 'withheld')),
     used AS (
         UPDATE broker_secrets s SET last_used_at = now(), checked_at = now() FROM worked u
         WHERE s.workspace_id = u.workspace_id AND s.id = u.secret_id AND s.version = u.version
-            AND (s.last_used_at IS NULL OR s.last_used_at < now() - interval '10 seconds')),
+            AND (s.last_used_at IS NULL OR s.last_used_at < now() - interval '10 seconds' OR EXISTS (
+                SELECT FROM byok_connections c
+                WHERE c.workspace_id = s.workspace_id AND c.id = s.connection_id AND c.healed_at > s.checked_at))),
     healed AS (
         UPDATE decrypt_failures f SET ended_at = now() FROM worked u
         WHERE f.workspace_id = u.workspace_id AND f.secret_id = u.secret_id AND f.ended_at IS NULL)

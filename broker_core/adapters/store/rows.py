@@ -21,6 +21,9 @@ EVENT_COLUMNS = """e.id, e.workspace_id, e.secret_id, e.source, e.event_id, e.ty
 CONNECTION_COLUMNS = """c.id AS connection_id, c.workspace_id AS connection_workspace_id, c.role_arn, c.external_id,
     c.key_arn"""
 
+#: the states that make a secret "affected" (INV-8), for ``IN``
+CUSTOMER_SIDE = "('access_denied', 'role_refused', 'key_disabled', 'key_pending_deletion', 'key_state', 'key_gone')"
+
 
 def new_id() -> UUID:
     """A UUIDv7: unique, and in order of time, so that indexes grow at one end."""

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from broker_core.adapters.store.database import Database
-from broker_core.adapters.store.rows import CONNECTION_COLUMNS, connection_from, new_id
+from broker_core.adapters.store.rows import CONNECTION_COLUMNS, CUSTOMER_SIDE, connection_from, new_id
 from broker_core.model import Blob, CipherName
 from broker_core.ports import DueCheck, DueProbe, Failure
 
@@ -19,6 +19,9 @@ _OPEN_FAILURE_OF = """EXISTS (
         SELECT FROM decrypt_failures f
         WHERE f.workspace_id = {c}.workspace_id AND f.connection_id = {c}.id AND f.secret_id IS NULL
             AND f.ended_at IS NULL)"""
+
+#: what a connection may save up of its budget of checks, while nobody asks
+_BURST_SECONDS = 2.0
 
 # Current connections, and older ones that blobs still need. 10 % of jitter spreads them.
 _DUE_PROBES = f"""
@@ -32,56 +35,68 @@ _DUE_PROBES = f"""
         ORDER BY d.next_probe_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED)
     RETURNING {CONNECTION_COLUMNS}, c.canary"""
 
-# Which connections may be asked now, and how often (a token bucket of two seconds in check_ready_at). A failing one
-# waits for its probe: its secrets inherit the answer.
+# Which connections may be asked now, and how often (a token bucket in check_ready_at, of two seconds or one check). A
+# failing one waits for its probe: its secrets inherit the answer. Healed ones whose secrets were not asked since come
+# first.
 _BUDGETS = f"""
-    SELECT {CONNECTION_COLUMNS}, c.healed_at, floor(extract(epoch FROM
-        now() - greatest(c.check_ready_at, now() - interval '2 seconds')) * %(per_second)s)::int AS budget
+    SELECT {CONNECTION_COLUMNS}, c.healed_at, greatest(1, floor(extract(epoch FROM
+        now() - greatest(c.check_ready_at, now() - make_interval(secs => %(burst)s))) * %(per_second)s))::int AS budget
     FROM byok_connections c
     WHERE c.verified_at IS NOT NULL AND c.check_ready_at <= now() - make_interval(secs => 1.0 / %(per_second)s)
         AND NOT {_OPEN_FAILURE_OF.format(c="c")}
         AND EXISTS (
             SELECT FROM broker_secrets s WHERE s.workspace_id = c.workspace_id AND s.connection_id = c.id)
-    ORDER BY c.check_ready_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED"""
+    ORDER BY NOT EXISTS (
+        SELECT FROM broker_secrets s
+        WHERE s.workspace_id = c.workspace_id AND s.connection_id = c.id AND s.checked_at < c.healed_at),
+        c.check_ready_at
+    LIMIT %(limit)s FOR UPDATE SKIP LOCKED"""
 _CLAIM_CHECKS = """
     UPDATE broker_secrets u SET check_lease_until = now() + interval '2 minutes'
     WHERE u.workspace_id = %(workspace_id)s AND u.id IN (
-        (SELECT s.id FROM decrypt_failures f
-            JOIN broker_secrets s ON s.workspace_id = f.workspace_id AND s.id = f.secret_id
-            WHERE f.workspace_id = %(workspace_id)s AND f.connection_id = %(connection_id)s AND f.secret_id IS NOT NULL
-                AND f.ended_at IS NULL AND s.connection_id = f.connection_id
-                AND (s.check_lease_until IS NULL OR s.check_lease_until < now())
-                AND (s.checked_at IS NULL OR s.checked_at < greatest(now() - interval '1 minute', %(healed_at)s))
-            LIMIT %(budget)s)
-        UNION
-        (SELECT s.id FROM broker_secrets s
-            WHERE s.workspace_id = %(workspace_id)s AND s.connection_id = %(connection_id)s
-                AND (s.check_lease_until IS NULL OR s.check_lease_until < now())
-                AND (s.checked_at IS NULL
-                    OR s.checked_at < greatest(now() - make_interval(secs => %(round_seconds)s), %(healed_at)s))
-            ORDER BY s.checked_at NULLS FIRST LIMIT %(budget)s)
-        LIMIT %(budget)s)
+        SELECT due.id FROM (
+            (SELECT s.id, s.checked_at, 0 AS turn FROM decrypt_failures f
+                JOIN broker_secrets s ON s.workspace_id = f.workspace_id AND s.id = f.secret_id
+                WHERE f.workspace_id = %(workspace_id)s AND f.connection_id = %(connection_id)s
+                    AND f.secret_id IS NOT NULL AND f.ended_at IS NULL AND s.connection_id = f.connection_id
+                    AND (s.check_lease_until IS NULL OR s.check_lease_until < now())
+                    AND (s.checked_at IS NULL OR s.checked_at < greatest(now() - interval '1 minute', %(healed_at)s))
+                ORDER BY s.checked_at NULLS FIRST LIMIT %(budget)s)
+            UNION ALL
+            (SELECT s.id, s.checked_at, 1 AS turn FROM broker_secrets s
+                WHERE s.workspace_id = %(workspace_id)s AND s.connection_id = %(connection_id)s
+                    AND (s.check_lease_until IS NULL OR s.check_lease_until < now())
+                    AND (s.checked_at IS NULL
+                        OR s.checked_at < greatest(now() - make_interval(secs => %(round_seconds)s), %(healed_at)s))
+                ORDER BY s.checked_at NULLS FIRST LIMIT %(budget)s)) due
+        GROUP BY due.id ORDER BY min(due.turn), min(due.checked_at) NULLS FIRST LIMIT %(budget)s)
     RETURNING u.id, u.name, u.version, u.cipher, u.blob"""
 _SPEND = """
     UPDATE byok_connections
-    SET check_ready_at = greatest(check_ready_at, now() - interval '2 seconds') + make_interval(secs => %(spent)s)
+    SET check_ready_at = greatest(check_ready_at, now() - make_interval(secs => %(burst)s))
+        + make_interval(secs => %(spent)s)
     WHERE workspace_id = %(workspace_id)s AND id = %(connection_id)s"""
 
-_TURNED = """
+_TURNED = f"""
     SELECT
-        (SELECT count(DISTINCT connection_id) FROM decrypt_failures
-            WHERE secret_id IS NULL AND first_seen > now() - make_interval(secs => %(within)s)) AS turned,
+        (SELECT count(DISTINCT f.connection_id)
+            FROM decrypt_failures f
+            JOIN byok_connections c ON c.workspace_id = f.workspace_id AND c.id = f.connection_id
+            WHERE f.secret_id IS NULL AND f.first_seen > now() - make_interval(secs => %(within)s)
+                AND c.status = 'current' AND f.state IN {CUSTOMER_SIDE}) AS turned,
         (SELECT count(*) FROM byok_connections WHERE status = 'current') AS verified"""
+# A failure that is new brings the connection's probe forward, once: seeing it again does not.
 _OPEN_FAILURE = """
-    WITH probe AS (
-        UPDATE byok_connections SET next_probe_at = least(next_probe_at, now())
-        WHERE workspace_id = %(workspace_id)s AND id = %(connection_id)s AND %(found_by)s <> 'probe')
-    INSERT INTO decrypt_failures (id, workspace_id, connection_id, secret_id, state, aws_code, request_id, found_by)
-    VALUES (%(id)s, %(workspace_id)s, %(connection_id)s, %(secret_id)s, %(state)s, %(aws_code)s, %(request_id)s,
-        %(found_by)s)
-    ON CONFLICT (workspace_id, connection_id, secret_id) WHERE ended_at IS NULL
-    DO UPDATE SET last_seen = now(), state = EXCLUDED.state, aws_code = EXCLUDED.aws_code,
-        request_id = EXCLUDED.request_id"""
+    WITH f AS (
+        INSERT INTO decrypt_failures (id, workspace_id, connection_id, secret_id, state, aws_code, request_id, found_by)
+        VALUES (%(id)s, %(workspace_id)s, %(connection_id)s, %(secret_id)s, %(state)s, %(aws_code)s, %(request_id)s,
+            %(found_by)s)
+        ON CONFLICT (workspace_id, connection_id, secret_id) WHERE ended_at IS NULL
+        DO UPDATE SET last_seen = now(), state = EXCLUDED.state, aws_code = EXCLUDED.aws_code,
+            request_id = EXCLUDED.request_id
+        RETURNING xmax = 0 AS is_new)
+    UPDATE byok_connections SET next_probe_at = least(next_probe_at, now())
+    WHERE workspace_id = %(workspace_id)s AND id = %(connection_id)s AND (SELECT is_new FROM f)"""
 _CLOSE_FAILURE = """
     WITH closed AS (
         UPDATE decrypt_failures SET ended_at = now()
@@ -112,14 +127,15 @@ class SweepSql:
     def due_checks(self, limit: int, round_seconds: float, per_second: float) -> Sequence[DueCheck]:
         """See ``ports.SweepStore``."""
         due: list[DueCheck] = []
+        burst = {"burst": max(_BURST_SECONDS, 1 / per_second)}
         with self._database.transaction("due_checks") as transaction:
-            (budgets,) = transaction.batch((_BUDGETS, {"limit": limit, "per_second": per_second}))
+            (budgets,) = transaction.batch((_BUDGETS, burst | {"limit": limit, "per_second": per_second}))
             for row in budgets:
                 budget = min(row.budget, limit - len(due))
                 if budget > 0:
                     values = _check_values(row, budget, round_seconds)
                     (secrets,) = transaction.batch((_CLAIM_CHECKS, values))
-                    transaction.batch((_SPEND, values | {"spent": len(secrets) / per_second}))
+                    transaction.batch((_SPEND, values | burst | {"spent": len(secrets) / per_second}))
                     due += [_due_check(row, secret) for secret in secrets]
             transaction.commit()
         return due
