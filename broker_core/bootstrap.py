@@ -1,0 +1,177 @@
+"""The composition root: ``Settings`` become an ``App``. The only place that knows which adapter stands behind which
+port.
+
+Every port can be replaced: ``build_app(settings, store=…)``. What is replaced is not built. ``start_process`` sets up
+logs and traces, once for a process; ``build_app`` does neither, so that tests may build as many as they like.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import uuid
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import uuid_utils.compat as uuid_utils
+
+from broker_core import ports
+from broker_core.adapters.aws_clients import AwsClients, AwsOptions
+from broker_core.adapters.claims import RedisClaimBox
+from broker_core.adapters.clock import SystemClock
+from broker_core.adapters.egress import Egress
+from broker_core.adapters.key_service import KmsKeyService
+from broker_core.adapters.platform_cipher import PlatformKeyring, PlatformKms
+from broker_core.adapters.queue import DramatiqQueue, make_broker
+from broker_core.adapters.store import Database, Store
+from broker_core.adapters.upstream import HttpsUpstream
+from broker_core.byok import Byok
+from broker_core.custody import Custody, Reconciler
+from broker_core.inject.injector import InjectLimits, Injector
+from broker_core.intake import Intake
+from broker_core.observability import configure_logging, configure_tracing, install_exception_hooks
+from broker_core.settings import Settings
+from broker_core.sweep import Sweep, SweepLimits
+
+
+@dataclass(frozen=True)
+class App:
+    """The use cases, wired."""
+
+    settings: Settings
+    store: Any  # every store port
+    queue: ports.Queue
+    intake: Intake
+    custody: Custody
+    reconciler: Reconciler
+    injector: Injector
+    sweep: Sweep
+    byok: Byok
+    _closing: ExitStack = field(repr=False)
+
+    def reconcile(self) -> None:
+        """See ``custody.Reconciler``."""
+        self.reconciler.run()
+
+    def close(self) -> None:
+        """Close what was opened, in reverse order."""
+        self._closing.close()
+
+
+def new_id() -> uuid.UUID:
+    """A UUIDv7."""
+    return uuid_utils.uuid7()
+
+
+def build_app(
+    settings: Settings,
+    *,
+    store: Any = None,
+    claims: ports.ClaimBox | None = None,
+    queue: ports.Queue | None = None,
+    keys: ports.KeyService | None = None,
+    platform: ports.PlatformCipher | None = None,
+    upstream: ports.Upstream | None = None,
+    clock: ports.Clock | None = None,
+    clients: AwsClients | None = None,
+    on_wait: Callable[[str], None] = lambda operation: None,
+) -> App:
+    """Wire an App. Raises ConfigurationError where a setting cannot work (a claim Redis that persists among them).
+
+    ``on_wait`` is told of every round trip to PostgreSQL, by operation.
+    """
+    with ExitStack() as opened:
+        clock = clock or SystemClock()
+        store = store or _store(settings, opened, on_wait)
+        claims = claims or _claims(settings, opened)
+        queue = queue or _queue(settings, opened)
+        clients = clients or AwsClients(aws_options(settings))
+        keys = keys or KmsKeyService(clients, aws_options(settings), clock)
+        platform = platform or _platform(settings, clients, clock)
+        upstream = upstream or _upstream(settings, clock)
+        sweep = Sweep(store, store, keys, clock, new_id, _sweep_limits(settings))
+        return App(
+            settings=settings,
+            store=store,
+            queue=queue,
+            intake=Intake(store, claims, queue, ttl_seconds=settings.claim_ttl_seconds, new_id=new_id),
+            custody=Custody(store, claims, keys, platform, new_id=new_id),
+            reconciler=Reconciler(store, queue, grace_seconds=settings.stream_seconds + 300),
+            injector=Injector(
+                store,
+                keys,
+                platform,
+                upstream,
+                sweep,
+                clock,
+                new_id,
+                InjectLimits(settings.upstream_seconds, max_bytes=settings.upstream_max_bytes),
+            ),
+            sweep=sweep,
+            byok=Byok(store, store, keys, clock, new_id),
+            _closing=opened.pop_all(),
+        )
+
+
+def start_process(service_name: str, environ: Mapping[str, str]) -> Callable[[], None]:
+    """Set up this process's logs and traces; returns what ends them (sends the last spans).
+
+    The process leaves no core file when it crashes: its memory may hold values (INV-1).
+    """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    configure_logging(sys.stderr)
+    install_exception_hooks()
+    return configure_tracing(service_name, environ)
+
+
+def aws_options(settings: Settings) -> AwsOptions:
+    """What the AWS adapter needs of the settings."""
+    return AwsOptions(
+        endpoint_kms=settings.aws_endpoint_url_kms or settings.aws_endpoint_url,
+        endpoint_sts=settings.aws_endpoint_url_sts or settings.aws_endpoint_url,
+        proxy=settings.aws_proxy,
+        control_role_arn=settings.control_role_arn,
+        sts_reuse_seconds=settings.sts_reuse_seconds,
+    )
+
+
+def _store(settings: Settings, opened: ExitStack, on_wait: Callable[[str], None]) -> Store:
+    database = Database(settings.database_url, on_wait=on_wait)
+    opened.callback(database.close)
+    return Store(database)
+
+
+def _claims(settings: Settings, opened: ExitStack) -> RedisClaimBox:
+    box = RedisClaimBox(settings.claim_redis_url)
+    opened.callback(box.close)
+    box.check_volatile()
+    return box
+
+
+def _queue(settings: Settings, opened: ExitStack) -> DramatiqQueue:
+    queue = DramatiqQueue(make_broker(settings.redis_url))
+    opened.callback(queue.close)
+    return queue
+
+
+def _platform(settings: Settings, clients: AwsClients, clock: ports.Clock) -> ports.PlatformCipher:
+    if settings.platform_kms_key is not None:
+        return PlatformKms(clients, settings.platform_kms_key, clock)
+    assert settings.platform_keys is not None  # noqa: S101 - Settings holds exactly one of the two
+    return PlatformKeyring.parse(settings.platform_keys)
+
+
+def _upstream(settings: Settings, clock: ports.Clock) -> HttpsUpstream:
+    return HttpsUpstream(Egress([str(network) for network in settings.egress_allow]), clock, settings.egress_ca_file)
+
+
+def _sweep_limits(settings: Settings) -> SweepLimits:
+    return SweepLimits(
+        probe_seconds=settings.probe_seconds,
+        unhealthy=settings.probe_unhealthy_seconds,
+        check_round=settings.check_round_seconds,
+        check_rps=settings.check_rps,
+        announce_after=settings.announce_after_seconds,
+    )

@@ -1,0 +1,73 @@
+"""Commands of operators: migrate, worker, scheduler, dead-letters."""
+
+from __future__ import annotations
+
+import os
+
+import click
+
+from broker_core.adapters.clock import SystemClock
+from broker_core.adapters.queue import CUSTODY, MAINTENANCE, QUEUES, DramatiqQueue, make_broker, purge_dead_letters
+from broker_core.adapters.queue import dead_letters as read_dead_letters
+from broker_core.bootstrap import start_process
+from broker_core.cli.common import exit_codes, settings, show
+
+
+@click.command()
+@click.option("--to", "revision", default="head", show_default=True, help="The revision to bring the database to.")
+@click.option("--down", is_flag=True, help="Go back to --to instead (`base` drops everything, every blob included).")
+def migrate(revision: str, down: bool) -> None:
+    """Bring the database's schema up to date. Safe to run twice, and from many machines at once."""
+    from migrations import runner
+
+    with exit_codes():
+        url = settings().database_url
+        step = runner.downgrade if down else runner.upgrade
+        step(url, revision)
+        click.echo(f"the database is at revision {revision}")
+
+
+@click.command()
+@click.option(
+    "--queues", default=f"{CUSTODY},{MAINTENANCE}", show_default=True, help=f"Comma-separated: {', '.join(QUEUES)}."
+)
+@click.option("--processes", default=1, show_default=True, type=click.IntRange(1, 64))
+@click.option("--threads", default=8, show_default=True, type=click.IntRange(1, 64))
+def worker(queues: str, processes: int, threads: int) -> None:
+    """Run workers until SIGTERM. The sweep has a queue of its own: run one more with `--queues sweep`."""
+    from workers.main import run
+
+    with exit_codes():
+        chosen = [name.strip() for name in queues.split(",")]
+        if not chosen or not set(chosen) <= set(QUEUES):
+            raise click.BadParameter(f"queues are {', '.join(QUEUES)}", param_hint="--queues")
+        run(os.environ, chosen, processes, threads)
+
+
+@click.command()
+def scheduler() -> None:
+    """Ring for reconciling, probes and checks until SIGTERM. Two of them do not double the work."""
+    from workers.scheduler import run_until_signalled
+
+    with exit_codes():
+        finish = start_process("axiorank-broker-scheduler", os.environ)
+        queue = DramatiqQueue(make_broker(settings().redis_url))
+        try:
+            run_until_signalled(queue, SystemClock())
+        finally:
+            queue.close()
+            finish()
+
+
+@click.command("dead-letters")
+@click.option(
+    "--purge", is_flag=True, help="Forget them. Events' rows are untouched, and are rung for again while they wait."
+)
+def dead_letters(purge: bool) -> None:
+    """Show the queue messages that were given up (ids only, no message holds more)."""
+    with exit_codes():
+        broker = make_broker(settings().redis_url)
+        if purge:
+            click.echo(f"forgot {purge_dead_letters(broker)}")
+        else:
+            show(read_dead_letters(broker))

@@ -1,0 +1,83 @@
+"""``broker dev``: the local stack, running until it is told to stop."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from broker_core.dev.aws import CustomerAccount
+from broker_core.dev.stack import CUSTOMER_ACCOUNT, PROGRAMS, LocalStack
+from broker_core.dev.wiring import app_on
+
+WORKSPACE, EXTERNAL_ID = "ws_local", "local-external-id-1"
+
+
+def serve(env_file: Path | None, say: Callable[[str], None]) -> None:
+    """Start the stack and its processes, connect a workspace to a customer's key, and wait for SIGINT or SIGTERM."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with LocalStack.start() as stack, _written(env_file, stack.environment):
+        stack.run(*PROGRAMS)
+        customer = stack.customer(EXTERNAL_ID)
+        with app_on(stack) as app:
+            app.store.put_workspace(WORKSPACE, "enterprise")
+            app.byok.connect(WORKSPACE, customer.role_arn, customer.external_id, customer.key_arn)
+        for line in _introduction(stack, customer, env_file):
+            say(line)
+        stop.wait()
+        say("stopping")
+
+
+def _introduction(stack: LocalStack, customer: CustomerAccount, env_file: Path | None) -> list[str]:
+    shown = str(env_file) if env_file else "FILE (start with --env-file FILE)"
+    event = {
+        "specversion": "1.0",
+        "id": "1",
+        "source": "shell",
+        "type": "secret.created",
+        "subject": "sample",
+        "data": {
+            "workspaceId": WORKSPACE,
+            "version": 1,
+            "value": "sample-value-1",
+            "injectionKind": "bearer",
+            "targetHost": f"localhost:{stack.upstream.port}",
+            "agentId": "agent-1",
+        },
+    }
+    return [
+        "the local stack is running; everything is on loopback, in temporary directories, and gone at the end",
+        f"  PostgreSQL  {stack.postgres.url}",
+        f"  queue       {stack.queue.url}",
+        f"  claims      {stack.claims.url}",
+        f"  AWS double  {stack.aws.endpoint}   (account {CUSTOMER_ACCOUNT}, secret key: test)",
+        f"  upstream    {stack.upstream.url}   (it records; /echo answers with what it received)",
+        f"  workspace   {WORKSPACE}, connected to {customer.key_arn}",
+        "try it, in another shell:",
+        f"  set -a; . {shown}; set +a",
+        f"  echo {shlex.quote(json.dumps(event))} | broker event --wait 10",
+        f"  broker inject --workspace {WORKSPACE} --agent agent-1 {stack.upstream.url}/echo",
+        "^C ends it",
+    ]
+
+
+@contextmanager
+def _written(path: Path | None, environment: Mapping[str, str]) -> Iterator[None]:
+    """The settings as a file for shells, readable by its owner only, for as long as the stack runs."""
+    if path is None:
+        yield
+        return
+    lines = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+        file.write("\n".join(lines) + "\n")
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)

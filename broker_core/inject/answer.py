@@ -1,0 +1,94 @@
+"""What of an upstream's answer may be handed on: its headers without the connection's and the tell-tale ones, and its
+body decoded, so that compression does not hide a value from the redaction. Pure.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+
+from broker_core.errors import UpstreamError
+from broker_core.inject.kinds import passing
+from broker_core.inject.redact import Redactor
+
+Headers = Sequence[tuple[str, str]]
+
+#: digests of the unredacted body: with them a guess at the value could be checked; lengths and encodings are no longer
+#: true of what we hand on
+_NEVER = frozenset(
+    "etag content-md5 digest repr-digest content-digest content-length content-encoding set-cookie2".split()
+)
+
+
+def handed_on(headers: Headers, redactor: Redactor) -> list[tuple[str, str]]:
+    """The answer's headers for the caller, names and values redacted, without a length."""
+    kept = [(name, text) for name, text in passing(headers) if name.lower() not in _NEVER]
+    return [(redactor.text(name), redactor.text(text)) for name, text in kept]
+
+
+def decoded(chunks: Iterable[bytes], headers: Headers, max_bytes: int) -> Iterator[bytes]:
+    """The body without its content coding, never more than ``max_bytes``.
+
+    Raises UpstreamError (``response_withheld``) for more, for a coding that is not gzip or deflate, for several, and
+    for a broken one: what cannot be read cannot be redacted.
+    """
+    arriving = iter(chunks)
+    first = next(arriving, None)
+    if first is None:
+        return  # what has no body (an answer to HEAD) may name any coding
+    left = max_bytes
+    for piece in _plain(chain([first], arriving), _coding(headers), max_bytes + 1):
+        left -= len(piece)
+        if left < 0:
+            raise withheld("the answer is larger than allowed")
+        yield piece
+
+
+def withheld(why: str) -> UpstreamError:
+    """The answer is kept back."""
+    return UpstreamError(why, code="response_withheld")
+
+
+def _coding(headers: Headers) -> str:
+    named = [text.strip().lower() for name, text in headers if name.lower() == "content-encoding"]
+    codings = [part.strip() for text in named for part in text.split(",") if part.strip() not in ("", "identity")]
+    if not codings:
+        return "identity"
+    if len(codings) > 1 or codings[0] not in ("gzip", "x-gzip", "deflate"):
+        raise withheld("the answer is encoded in a way that we do not decode, although identity was asked for")
+    return codings[0]
+
+
+def _plain(chunks: Iterable[bytes], coding: str, most: int) -> Iterator[bytes]:
+    return iter(chunks) if coding == "identity" else _inflated(chunks, coding == "deflate", most)
+
+
+def _inflated(chunks: Iterable[bytes], is_deflate: bool, most: int) -> Iterator[bytes]:
+    """Decompress step by step, at most ``most`` bytes at a time, so that a small bomb cannot fill the memory."""
+    machine = None
+    for chunk in chunks:
+        while chunk:
+            machine = machine or (_deflate(chunk[0]) if is_deflate else _gzip())
+            if machine.eof:
+                if is_deflate:
+                    raise withheld("something follows the answer's compressed body")
+                machine = _gzip()  # a gzip body may have several members (RFC 1952 §2.2)
+            try:
+                piece = machine.decompress(chunk, most)
+            except zlib.error:
+                raise withheld("the answer's compressed body is broken") from None
+            if piece:
+                yield piece
+            chunk = machine.unconsumed_tail or machine.unused_data
+    if machine is not None and not machine.eof:
+        raise withheld("the answer's compressed body is cut short")
+
+
+def _gzip() -> zlib._Decompress:
+    return zlib.decompressobj(wbits=31)
+
+
+def _deflate(first: int) -> zlib._Decompress:
+    """RFC 9110 says zlib; some servers send it bare. A zlib body begins with method 8, and a bare one hardly ever."""
+    return zlib.decompressobj(wbits=15 if first & 0x0F == 8 else -15)

@@ -1,0 +1,137 @@
+"""Which secret a call may use, and for which host. Pure.
+
+The caller's ids and a handle decide; the URL's host never chooses a secret (it would let an agent pick by where it
+points), it can only forbid one. What the store gave is checked again, so that a row that was changed behind our back
+widens nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Sequence, Set
+from dataclasses import replace
+from urllib.parse import unquote
+
+from broker_core.errors import InjectionRefused
+from broker_core.inject.call import Call
+from broker_core.injection import NAME, Injection, Kind, parse_target
+from broker_core.ports import Candidate, Destination
+
+MARKER = "{{secret:"
+_HANDLE = re.compile(r"\{\{secret:(" + NAME.pattern + r")\}\}")
+
+
+def take_handle(call: Call) -> Call:
+    """The call with its handle moved into ``secret`` and removed from the request.
+
+    A handle selects; it is never a template that a value is put into (an agent could then send any secret anywhere).
+    One handle, inside one header's value (the header goes as a whole) or one string of a JSON body (the handle goes).
+    Raises InjectionRefused (``handle_misplaced``) for a handle anywhere else, a second one, or one beside ``secret``.
+    """
+    places = _places(call)
+    if not places:
+        return call
+    found = _HANDLE.search(places[0])
+    if len(places) > 1 or found is None or call.secret is not None or places[0].count(MARKER) > 1:
+        raise _misplaced()
+    headers = tuple(pair for pair in call.headers if MARKER not in pair[1])
+    body = call.body if len(headers) < len(call.headers) else _without(call.body, found[0])
+    return replace(call, headers=headers, body=body, secret=found[1])
+
+
+def _places(call: Call) -> list[str]:
+    """The texts of the request that hold the marker; refuses those where no handle may stand."""
+    if any(MARKER in text or MARKER in unquote(text) for text in (call.url, *(name for name, _ in call.headers))):
+        raise _misplaced()
+    places = [value for _, value in call.headers if MARKER in value]
+    return [*places, call.body.decode("utf-8", "replace")] if MARKER.encode() in call.body else places
+
+
+def _without(body: bytes, handle: str) -> bytes:
+    try:
+        strings = list(_strings(json.loads(body)))
+    except (ValueError, RecursionError):
+        raise _misplaced() from None
+    if sum(handle in text for text in strings) != 1:
+        raise _misplaced()
+    return body.replace(handle.encode(), b"")
+
+
+def _strings(value: object) -> Iterator[str]:
+    """The string values of a JSON document; keys are not values."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from (text for inner in value.values() for text in _strings(inner))
+    elif isinstance(value, list):
+        yield from (text for inner in value for text in _strings(inner))
+
+
+def choose(candidates: Sequence[Candidate], call: Call, kinds: Set[Kind]) -> Candidate:
+    """The one secret for a request: by name if the call names one, else the most specific level.
+
+    Raises InjectionRefused: ``no_binding`` or ``ambiguous_binding``.
+    """
+    fitting = [one for one in _bound(candidates, call, kinds) if call.secret in (None, one.name)]
+    return _most_specific(fitting)
+
+
+def choose_environment(candidates: Sequence[Candidate], call: Call) -> dict[str, Candidate]:
+    """Every bound variable, per variable the most specific; empty where none is bound.
+
+    Raises InjectionRefused (``ambiguous_binding``): a tie for one variable refuses all.
+    """
+    by_variable: defaultdict[str, list[Candidate]] = defaultdict(list)
+    for one in _bound(candidates, call, frozenset({Kind.STDIO_ENV})):
+        by_variable[one.injection.binding_key or ""].append(one)
+    return {variable: _most_specific(fitting) for variable, fitting in sorted(by_variable.items())}
+
+
+def _bound(candidates: Sequence[Candidate], call: Call, kinds: Set[Kind]) -> list[Candidate]:
+    return [
+        one
+        for one in candidates
+        if one.workspace_id == call.workspace_id
+        and one.injection.kind in kinds
+        and one.injection.agent_id in (None, call.agent_id)
+        and one.injection.mcp_server_id in (None, call.mcp_server_id)
+        and level(one.injection) > 0
+    ]
+
+
+def level(injection: Injection) -> int:
+    """How specific a binding is: server and agent (3) over server (2) over agent (1); 0 is bound to nobody."""
+    return 2 * (injection.mcp_server_id is not None) + (injection.agent_id is not None)
+
+
+def _most_specific(fitting: Sequence[Candidate]) -> Candidate:
+    if not fitting:
+        raise InjectionRefused("no secret of this caller fits this call", code="no_binding")
+    best = max(level(one.injection) for one in fitting)
+    chosen, *others = [one for one in fitting if level(one.injection) == best]
+    if others:
+        raise InjectionRefused("more than one secret fits; name one", code="ambiguous_binding")
+    if chosen.injection.problems():
+        raise InjectionRefused("the secret's stored binding is not valid; rotate it", code="no_binding")
+    return chosen
+
+
+def check_host(injection: Injection, destination: Destination) -> None:
+    """The destination must be the secret's ``targetHost``, and its port if it names one, else 443; over plain http the
+    port must be named, so that no binding made for TLS is used without it.
+
+    Raises InjectionRefused (``host_mismatch``).
+    """
+    host, port = parse_target(injection.target_host or "")
+    is_same = (host, port or 443) == (destination.host, destination.port)
+    if not is_same or (port is None and not destination.tls):
+        raise InjectionRefused("the URL's host is not the one that this secret is for", code="host_mismatch")
+
+
+def _misplaced() -> InjectionRefused:
+    return InjectionRefused(
+        "a handle stands once, in one header's value or one string of a JSON body, and not beside `secret`",
+        code="handle_misplaced",
+    )

@@ -1,0 +1,224 @@
+"""Taking a value out of an answer."""
+
+from __future__ import annotations
+
+import base64
+import html
+import itertools
+import json
+import re
+from urllib.parse import quote, quote_plus
+
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from broker_core.inject.redact import Redactor, forms
+
+TEXT = "p@ss/w\"o\\rd +<&>~'=!"
+VALUE = TEXT.encode()
+MASK = "«redacted:secret.db»".encode()
+
+values = st.one_of(
+    st.binary(min_size=8, max_size=40),
+    st.text(min_size=8, max_size=30).map(lambda text: text.encode("utf-8")).filter(lambda value: len(value) >= 8),
+    st.text(alphabet="ab", min_size=8, max_size=12).map(str.encode),  # overlaps with itself
+)
+fillers = st.one_of(st.binary(max_size=20), st.sampled_from([b"\n", b"a", b"ab" * 6, b"%", b"\\", b'{"k": "']))
+
+
+@st.composite
+def bodies(draw: st.DrawFn) -> tuple[bytes, bytes]:
+    """A value, and a body with some of its forms in it, whole and in part."""
+    value = draw(values)
+    known = sorted(forms(value))
+    piece = st.sampled_from(known) | st.sampled_from(known).map(lambda form: form[: len(form) - 1]) | fillers
+    return value, b"".join(draw(st.lists(piece, max_size=8)))
+
+
+def cut(body: bytes, at: list[int]) -> list[bytes]:
+    places = sorted({min(place, len(body)) for place in at} | {0, len(body)})
+    return [body[start:end] for start, end in itertools.pairwise(places)]
+
+
+class TestForms:
+    """Every form that an echo is known to have."""
+
+    @pytest.mark.parametrize(
+        "form",
+        {
+            "raw": VALUE,
+            "percent": quote(VALUE, safe="").encode(),
+            "percent, slash kept": quote(VALUE).encode(),
+            "percent, lower case": "".join(
+                c if c.isalnum() or c in "-._~" else f"%{ord(c):02x}" for c in TEXT
+            ).encode(),
+            "form": quote_plus(VALUE).encode(),
+            "encodeURIComponent": quote(VALUE, safe="!'()*").encode(),
+            "json": json.dumps(TEXT)[1:-1].encode(),
+            "json with \\/": json.dumps(TEXT)[1:-1].replace("/", "\\/").encode(),
+            "json by Go": json.dumps(TEXT)[1:-1]
+            .replace("<", "\\u003c")
+            .replace(">", "\\u003e")
+            .replace("&", "\\u0026")
+            .encode(),
+            "json in json": json.dumps(json.dumps(TEXT))[3:-3].encode(),
+            "html": html.escape(TEXT).encode(),
+            "hex": VALUE.hex().encode(),
+            "HEX": VALUE.hex().upper().encode(),
+        }.items(),
+        ids=lambda item: item[0],
+    )
+    def test_pitfall_06_a_form_is_masked(self, form: tuple[str, bytes]) -> None:
+        """The value is found however it was encoded."""
+        assert Redactor([("db", VALUE)]).body(b"<" + form[1] + b">") == b"<" + MASK + b">"
+
+    @pytest.mark.parametrize("before", [b"", b"u", b"us", b"use", b"user:"])
+    @pytest.mark.parametrize("after", [b"", b"x", b"xy"])
+    @pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
+    def test_pitfall_06_base64_at_every_alignment(self, before: bytes, after: bytes, encode: object) -> None:
+        """Inside a longer base64 text (``Basic`` credentials) no character that depends on the value alone is left."""
+        assert callable(encode)
+        masked = Redactor([("db", VALUE)]).body(encode(before + VALUE + after))
+
+        # two characters at most at each edge are shared with the neighbours
+        rest = masked.replace(MASK, b"")
+        assert MASK in masked
+        assert len(rest.rstrip(b"=")) <= len(encode(before)) + len(encode(after)) + 2
+
+    @pytest.mark.parametrize("text", ["pässwörd-😀", "日本語のパスワード"])
+    @pytest.mark.parametrize("upper", [False, True])
+    def test_pitfall_06_json_of_other_scripts(self, text: str, upper: bool) -> None:
+        """``\\uXXXX`` escapes, surrogate pairs and either case of their digits are found."""
+        escaped = json.dumps(text)[1:-1]
+        if upper:
+            escaped = re.sub(r"(?<=\\u)[0-9a-f]{4}", lambda digits: digits[0].upper(), escaped)
+        assert Redactor([("db", text.encode())]).body(escaped.encode()) == MASK
+
+    def test_the_rendered_form_keeps_its_scheme(self) -> None:
+        """``Bearer`` is no secret: what is masked in it is the value."""
+        assert Redactor([("db", VALUE)]).body(b"Bearer " + VALUE) == b"Bearer " + MASK
+
+    @pytest.mark.parametrize("size", range(8))
+    def test_a_value_under_8_bytes_has_no_form(self, size: int) -> None:
+        """Not the raw one, and none of the longer ones."""
+        assert forms(b"a" * size) == frozenset()
+
+    @given(values)
+    def test_no_form_is_shorter_than_8_bytes(self, value: bytes) -> None:
+        """So that no mask shreds ordinary text."""
+        assert min(map(len, forms(value))) >= 8
+
+    def test_headers_have_an_ascii_mask(self) -> None:
+        """A header is Latin-1 text; its mask is ASCII."""
+        assert Redactor([("db", b"12345678")]).text("t=12345678; x=é") == "t=[redacted:secret.db]; x=é"
+
+
+class TestWholeBody:
+    """What comes out of a whole body."""
+
+    @given(bodies())
+    def test_no_form_survives(self, drawn: tuple[bytes, bytes]) -> None:
+        """Between the masks there is no form of the value, whatever stood there."""
+        value, body = drawn
+        assume(not any(form in MASK for form in forms(value)))
+        for part in Redactor([("db", value)]).body(body).split(MASK):
+            assert not any(form in part for form in forms(value))
+
+    @given(st.binary(max_size=60), values)
+    def test_other_text_is_untouched(self, body: bytes, value: bytes) -> None:
+        """A body without a form comes out as it is."""
+        assume(not any(form in body for form in forms(value)))
+        assert Redactor([("db", value)]).body(body) == body
+
+    def test_overlapping_occurrences_are_one(self) -> None:
+        """No tail of an occurrence that began inside another is left."""
+        redactor = Redactor([("db", b"abababab")])
+
+        assert redactor.body(b"x" + b"ab" * 7 + b"y") == b"x" + MASK + b"y"
+        assert redactor.count == 1
+
+    def test_pitfall_07_the_longer_of_two_values_wins(self) -> None:
+        """One value that begins another does not leave the other's tail."""
+        redactor = Redactor([("short", b"12345678"), ("long", b"12345678-abcdefgh")])
+
+        assert redactor.body(b"12345678-abcdefgh 12345678").decode() == (
+            "«redacted:secret.long» «redacted:secret.short»"
+        )
+
+    def test_a_self_similar_body_costs_no_more(self) -> None:
+        """A megabyte of one letter is one occurrence, found in large steps."""
+        assert Redactor([("db", b"a" * 64)]).body(b"a" * 1_000_000) == MASK
+
+    def test_closing_forgets(self) -> None:
+        """After the answer the forms are gone."""
+        redactor = Redactor([("db", VALUE)])
+        redactor.close()
+
+        assert redactor.body(VALUE) == VALUE
+
+    def test_repr_shows_nothing(self) -> None:
+        """A redactor holds values: its repr is a constant."""
+        assert repr(Redactor([("db", VALUE)])) == "<Redactor>"
+
+
+class TestStream:
+    """The machine, chunk by chunk."""
+
+    @given(bodies(), st.lists(st.integers(0, 400), max_size=12))
+    def test_pitfall_07_any_split_is_the_whole(self, drawn: tuple[bytes, bytes], at: list[int]) -> None:
+        """However the body is cut, what comes out is what the whole body gives, with the same count."""
+        value, body = drawn
+        whole, cutting = Redactor([("db", value)]), Redactor([("db", value)])
+        machine = cutting.stream()
+        pieces = [machine.feed(chunk) for chunk in cut(body, at)]
+
+        assert b"".join([*pieces, machine.finish()]) == whole.body(body)
+        assert cutting.count == whole.count
+
+    @given(bodies(), st.lists(st.integers(0, 400), max_size=12), values)
+    def test_two_values_in_any_split(self, drawn: tuple[bytes, bytes], at: list[int], other: bytes) -> None:
+        """The same with two values, of which one may begin the other."""
+        value, body = drawn
+        named = [("a", value), ("b", value + other)]
+        machine = Redactor(named).stream()
+        pieces = [machine.feed(chunk) for chunk in cut(body + value + other, at)]
+
+        assert b"".join([*pieces, machine.finish()]) == Redactor(named).body(body + value + other)
+
+    @given(st.binary(min_size=1, max_size=300).filter(lambda body: b"\n" not in body))
+    def test_what_is_held_back_is_constant(self, body: bytes) -> None:
+        """Always the longest form less one, whether or not it could become an occurrence: timing tells nothing."""
+        redactor = Redactor([("db", b"12345678")])
+        machine, out = redactor.stream(), 0
+        for at in range(len(body)):
+            out += len(machine.feed(body[at : at + 1]))
+            assert out == max(0, at + 1 - redactor.hold_back)
+
+    def test_a_line_feed_lets_go(self) -> None:
+        """An event stream is not kept waiting: no form crosses a line."""
+        assert Redactor([("db", VALUE)]).stream().feed(b"data: 1\n") == b"data: 1\n"
+
+    def test_a_line_feed_in_the_value_does_not_let_go(self) -> None:
+        """A value of several lines is found across them."""
+        machine = Redactor([("db", b"line one\nline two")]).stream()
+
+        assert machine.feed(b"line one\n") + machine.feed(b"line two") + machine.finish() == MASK
+
+
+class TestGuesses:
+    """Whether a request already holds the value."""
+
+    @pytest.mark.parametrize(
+        "text",
+        [b"plain-value", b"plain%2dvalue", b"plain-value".hex().encode(), base64.b64encode(b"abplain-value")]
+        + [b"%70lain-value", b"\\u0070lain-value"],
+        ids=["raw", "percent", "hex", "base64", "partly percent", "partly json"],
+    )
+    def test_finds(self, text: bytes) -> None:
+        """In any form, also one that is only partly encoded."""
+        assert Redactor([("db", b"plain-value")]).finds_in(b"q=" + text)
+
+    def test_does_not_find_what_is_not_there(self) -> None:
+        """A part of the value is not the value."""
+        assert not Redactor([("db", VALUE)]).finds_in(VALUE[:-1])
