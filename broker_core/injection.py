@@ -170,8 +170,16 @@ def value_problem(kind: Kind | None, value: memoryview) -> str | None:
         return f"1 to {LARGEST_VALUE} bytes"
     if kind in (Kind.HTTP_HEADER, Kind.BEARER):
         return _header_value_problem(value)
-    if kind is Kind.STDIO_ENV and 0 in value.tolist():
+    return _variable_problem(value) if kind is Kind.STDIO_ENV else None
+
+
+def _variable_problem(value: memoryview) -> str | None:
+    if 0 in value.tolist():
         return "a NUL cannot stand in an environment variable"
+    try:
+        str(value, "utf-8")
+    except UnicodeDecodeError:
+        return "not UTF-8: an environment is handed over as text"
     return None
 
 

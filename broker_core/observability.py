@@ -32,7 +32,7 @@ EventDict = MutableMapping[str, Any]
 #: what each library may log at most, whatever its own level: below these they print requests, answers or parameters
 FLOORS: Mapping[str, int] = {
     "botocore": logging.WARNING,  # DEBUG prints the body of KMS Decrypt
-    "alembic": logging.WARNING,
+    "alembic": logging.WARNING,  # INFO is of no use as templates without arguments
     "boto3": logging.WARNING,
     "s3transfer": logging.WARNING,
     "urllib3": logging.ERROR,  # DEBUG and WARNING print URLs with their query
@@ -42,7 +42,6 @@ FLOORS: Mapping[str, int] = {
     "psycopg": logging.ERROR,  # WARNING prints what the server said
     "asyncio": logging.ERROR,
     "opentelemetry": logging.WARNING,
-    "alembic": logging.INFO,
 }
 #: any other library; ours (``broker`` and below) has no floor
 OTHERS = logging.WARNING
@@ -81,7 +80,7 @@ def configure_logging(stream: TextIO, level: int | str = logging.INFO) -> None:
     root.setLevel(level)
     for name, floor in FLOORS.items():
         # the filter above decides; this only spares the work of making records that it would drop
-        logging.getLogger(name).setLevel(floor)
+        logging.getLogger(name).setLevel(max(floor, root.level))
 
 
 def install_exception_hooks() -> None:

@@ -465,4 +465,5 @@ def _request_id(use: Use) -> str:
 
 
 def _trail_line(record: Mapping[str, Any]) -> str:
-    return f"{record['eventName']} by {record['userIdentity']['arn']} under {record['requestParameters']['encryptionContext']}"
+    context = record["requestParameters"]["encryptionContext"]
+    return f"{record['eventName']} by {record['userIdentity']['arn']} under {context}"

@@ -99,7 +99,7 @@ class Crypto:
         return {"KeyId": key.arn} | shown | self._seal(key, plaintext, context)
 
     def _source(self, ask: Ask, action: str, key_name: str, context_name: str) -> _Source:
-        """The blob and the key that may open it. A blob says itself which key; a KeyId that says another is an error."""
+        """The blob and the key that may open it. A blob says which key; a KeyId that says another is an error."""
         context = ask.encryption_context(context_name)
         named = ask.inbound.text(key_name)
         ciphertext = None if ask.ignores("IGNORE_CIPHERTEXT") else _bytes(ask.inbound, "CiphertextBlob", _MAX_BLOB)

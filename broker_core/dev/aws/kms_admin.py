@@ -27,10 +27,12 @@ _ANY_STATE = frozenset(
 )
 #: allowed unless the key waits for its deletion
 _UNLESS_PENDING = frozenset(
-    "CreateAlias DisableKey EnableKey ScheduleKeyDeletion TagResource UntagResource UpdateAlias UpdateKeyDescription".split()
+    "CreateAlias DisableKey EnableKey ScheduleKeyDeletion TagResource UntagResource UpdateAlias "
+    "UpdateKeyDescription".split()
 )
 _CRYPTOGRAPHIC = frozenset(
-    "Sign Verify GenerateMac VerifyMac DeriveSharedSecret GenerateDataKeyPair GenerateDataKeyPairWithoutPlaintext".split()
+    "Sign Verify GenerateMac VerifyMac DeriveSharedSecret GenerateDataKeyPair "
+    "GenerateDataKeyPairWithoutPlaintext".split()
 )
 _READS = ("Describe", "Get", "List", "Sign", "Verify", "Generate")
 _KEY_NAMES = ("KeyId", "TargetKeyId", "AliasName")

@@ -45,7 +45,7 @@ class _Connection(http.HTTPConnection):
 
     def communicate(self) -> bool:
         """Several requests in a row without a trip through the selector, which costs more than a decrypt."""
-        while super().communicate():
+        while super().communicate():  # type: ignore[no-untyped-call]  # cheroot's stubs
             if not self.rfile.has_data() and not select.select([self.socket], [], [], _NEXT_REQUEST_SECONDS)[0]:
                 return True
         return False
@@ -134,7 +134,7 @@ class AwsDouble:
         self._accounts = Accounts(self.endpoint, self.region)
 
     def _serve(self, listening: queue.SimpleQueue[BaseException | None]) -> None:
-        """Prepared in the daemon thread too: cheroot's workers inherit that, so a forgotten `close` hangs no process."""
+        """Prepared in the daemon thread too: cheroot's workers inherit that, and a forgotten `close` hangs nobody."""
         try:
             self._server.prepare()
         except OSError as refused:
