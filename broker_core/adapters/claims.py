@@ -12,9 +12,11 @@ from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar
 
 import redis
+from opentelemetry.trace import SpanKind
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from broker_core import telemetry
 from broker_core.errors import BrokerError, ConfigurationError, Unavailable
 
 P = ParamSpec("P")
@@ -23,18 +25,23 @@ R = TypeVar("R")
 _PREFIX = "axiorank:claim:"
 
 
-def _translated(call: Callable[P, R]) -> Callable[P, R]:
-    """Any failure of Redis as Unavailable, without its text and without the exception that holds it."""
+def _asked(operation: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """One question to Redis: a span of its own, and any failure as Unavailable, without its text and without the
+    exception that holds it."""
 
-    @functools.wraps(call)
-    def translated(*args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return call(*args, **kwargs)
-        except redis.RedisError:
-            pass  # raised below, outside of the except block, so that not even __context__ keeps the cause
-        raise Unavailable("the claim store is away")
+    def wrap(call: Callable[P, R]) -> Callable[P, R]:
+        @functools.wraps(call)
+        def asked(*args: P.args, **kwargs: P.kwargs) -> R:
+            with telemetry.span(f"claims.{operation}", SpanKind.CLIENT):
+                try:
+                    return call(*args, **kwargs)
+                except redis.RedisError:
+                    pass  # raised below, outside of the except block, so that not even __context__ keeps the cause
+                raise Unavailable("the claim store is away")
 
-    return translated
+        return asked
+
+    return wrap
 
 
 class RedisClaimBox:
@@ -46,24 +53,24 @@ class RedisClaimBox:
             url, socket_timeout=seconds, socket_connect_timeout=seconds, retry=Retry(NoBackoff(), 0)
         )
 
-    @_translated
+    @_asked("put")
     def put(self, claim_id: str, ciphertext: bytes, ttl_seconds: int) -> None:
         """Keep a claim. An id that is already there is never overwritten: BrokerError, for ids are random."""
         if not self._redis.set(_PREFIX + claim_id, ciphertext, nx=True, ex=ttl_seconds):
             raise BrokerError("a claim id came twice; nothing was overwritten")
 
-    @_translated
+    @_asked("get")
     def get(self, claim_id: str) -> bytes | None:
         """The claim, or None when it is gone."""
         found = self._redis.get(_PREFIX + claim_id)
         return found if isinstance(found, bytes) else None
 
-    @_translated
+    @_asked("delete")
     def delete(self, claim_id: str) -> None:
         """Forget a claim. ``UNLINK`` would free the memory later, ``DEL`` does it now."""
         self._redis.delete(_PREFIX + claim_id)
 
-    @_translated
+    @_asked("check_volatile")
     def check_volatile(self) -> None:
         """Raise ConfigurationError unless the server keeps nothing on disk and tells no other server.
 
