@@ -73,6 +73,7 @@ class Faults:
         self._lock = threading.Lock()
         self._rules: list[_Rule] = []
         self._released = threading.Event()
+        self._hanging = 0
 
     def add(self, fault: Fault) -> Fault:
         """Puts a rule in force, after those that are."""
@@ -94,6 +95,11 @@ class Faults:
 
     close = clear
 
+    @property
+    def hanging(self) -> int:
+        """How many calls hang at the moment."""
+        return self._hanging
+
     def __len__(self) -> int:
         return len(self._rules)
 
@@ -104,8 +110,20 @@ class Faults:
         with self._lock:
             fault = self._claim(subject, after)
             released = self._released
-        if fault is not None:
-            _happen(fault, subject, released)
+        if fault is None:
+            return
+        if fault.latency:
+            released.wait(fault.latency)
+        if fault.hang:
+            self._hang(released)
+        _fail(fault, subject)
+
+    def _hang(self, released: threading.Event) -> None:
+        with self._lock:
+            self._hanging += 1
+        released.wait()
+        with self._lock:
+            self._hanging -= 1
 
     def _claim(self, subject: Subject, after: bool) -> Fault | None:
         for rule in self._rules:
@@ -145,11 +163,7 @@ def _matches(fault: Fault, subject: Subject) -> bool:
     )
 
 
-def _happen(fault: Fault, subject: Subject, released: threading.Event) -> None:
-    if fault.latency:
-        released.wait(fault.latency)
-    if fault.hang:
-        released.wait()
+def _fail(fault: Fault, subject: Subject) -> None:
     if fault.hang or fault.reset:
         raise Dropped
     code = fault.error

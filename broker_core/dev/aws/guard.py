@@ -38,8 +38,8 @@ _RECORDED = {
     name: name[0].lower() + name[1:]
     for name in (
         "EncryptionContext SourceEncryptionContext DestinationEncryptionContext KeyId SourceKeyId DestinationKeyId "
-        "KeySpec NumberOfBytes GranteePrincipal Operations AliasName TargetKeyId PendingWindowInDays DryRun DryRunModifiers "
-        "RoleName UserName PolicyName Policy PolicyDocument AssumeRolePolicyDocument"
+        "KeySpec NumberOfBytes GranteePrincipal Operations AliasName TargetKeyId PendingWindowInDays DryRun "
+        "DryRunModifiers RoleName UserName PolicyName Policy PolicyDocument AssumeRolePolicyDocument"
     ).split()
 }
 

@@ -14,6 +14,8 @@ import threading
 from typing import Any
 
 from moto.core.base_backend import BackendDict
+from moto.kms import models as kms_models
+from moto.kms import utils as kms_utils
 from moto.moto_server.werkzeug_app import create_backend_app
 
 from broker_core.dev.aws.inbound import Inbound
@@ -29,6 +31,8 @@ class MotoApp:
     """moto's KMS and IAM."""
 
     def __init__(self) -> None:
+        # moto makes an RSA key for every symmetric key too, 100 ms of work that nothing uses
+        kms_models.generate_private_key = _private_key  # type: ignore[attr-defined,assignment]  # moto has no seam
         self._lock = threading.Lock()
         self._apps: dict[str, Any] = {service: create_backend_app(service) for service in ("kms", "iam")}
 
@@ -45,6 +49,10 @@ class MotoApp:
         except Exception:  # noqa: BLE001 - whatever breaks inside moto is a failure of the service, not of the guard
             raise AwsError("InternalFailure", "The double could not do this.") from None
         return Answer(seen["status"], parts, seen["headers"].get("Content-Type", "text/xml"))
+
+
+def _private_key(spec: str) -> Any:
+    return None if spec == "SYMMETRIC_DEFAULT" else kms_utils.generate_private_key(spec)
 
 
 def _environ(inbound: Inbound, account: str, body: bytes) -> dict[str, Any]:
