@@ -2,31 +2,15 @@
 
 The trust policy lets our account assume the role with the external id; the key policy has an administrators'
 statement without Encrypt and Decrypt, and one statement that gives the role those two and nothing else; the role has
-no identity policy. This module imports `account`.
+no identity policy. The documents are the product's own (`broker_core.policies`). This module imports `account`.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from broker_core.dev.aws.account import Account, document, statement
-
-_ADMINISTRATION = [
-    "kms:CancelKeyDeletion",
-    "kms:Create*",
-    "kms:Delete*",
-    "kms:Describe*",
-    "kms:Disable*",
-    "kms:Enable*",
-    "kms:Get*",
-    "kms:List*",
-    "kms:Put*",
-    "kms:Revoke*",
-    "kms:ScheduleKeyDeletion",
-    "kms:TagResource",
-    "kms:UntagResource",
-    "kms:Update*",
-]
+from broker_core import policies
+from broker_core.dev.aws.account import Account, document
 
 
 class CustomerAccount:
@@ -43,28 +27,20 @@ class CustomerAccount:
         self.key_arn = account.create_key(self.key_policy())
 
     def trust_policy(self) -> dict[str, Any]:
-        return document(
-            statement(
-                "Allow",
-                "sts:AssumeRole",
-                Principal={"AWS": f"arn:aws:iam::{self.broker_account_id}:root"},
-                Condition={"StringEquals": {"sts:ExternalId": self.external_id}},
-            )
-        )
+        """As documented to customers."""
+        return policies.trust_policy(self.broker_account_id, self.external_id)
 
     def key_policy(
         self, *more: dict[str, Any], use: bool = True, condition: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """`use` False: without the role's statement; `condition`: on it; `more`: further statements."""
-        root = f"arn:aws:iam::{self.account.account_id}:root"
-        admin = statement("Allow", _ADMINISTRATION, Sid="Administer", Principal={"AWS": root}, Resource="*")
-        return document(admin, *([self.use_statement(condition)] if use else []), *more)
+        """As documented. `use` False: without the role's statement; `condition`: on it; `more`: further statements."""
+        administer, _ = policies.key_policy(self.role_arn)["Statement"]
+        return document(administer, *([self.use_statement(condition)] if use else []), *more)
 
     def use_statement(self, condition: dict[str, Any] | None = None) -> dict[str, Any]:
         """What gives the role Encrypt and Decrypt."""
-        extra = {"Condition": condition} if condition else {}
-        actions = ["kms:Encrypt", "kms:Decrypt"]
-        return statement("Allow", actions, Sid="Use", Principal={"AWS": self.role_arn}, Resource="*", **extra)
+        _, use = policies.key_policy(self.role_arn)["Statement"]
+        return {**use, **({"Condition": condition} if condition else {})}
 
     # -- taking it back, and giving it again ------------------------------------------------------------------------
 
