@@ -149,6 +149,8 @@ class Custody:
 
     def _hold(self, attempt: Attempt, error: KeyServiceError) -> EventState:
         """The key said no, or nothing: the old blob stays in use, the value waits while its claim lives."""
+        if isinstance(error, Integrity):
+            telemetry.log().error("custody.integrity", event_id=str(attempt.event.id), aws_code=error.aws_code)
         result = Result(Outcome.REFUSED, error.state.value, error.aws_code, error.receipt)
         if isinstance(error, Denied | Misconfigured | Integrity):
             self._store.hold(attempt, EventState.REFUSED, result, self._limits.retry_refused)

@@ -222,7 +222,7 @@ def _platform_key(entry: str) -> str:
         key = base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
         key = b""
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,64}", kid) or len(key) != 32:
+    if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", kid) or len(key) != 32:
         raise Unacceptable("must be kid:base64(32 random bytes), others after commas: `openssl rand -base64 32`")
     return kid
 

@@ -218,6 +218,16 @@ class TestKeep:
         assert store.keep(attempt, PLATFORM_BLOB, OK) is None
         assert begin(store, attempt.event.id).setting.connection == connection
 
+    def test_an_attempt_under_a_changed_setting_is_not_counted(
+        self, store: Any, workspace: str, connection: Connection
+    ) -> None:
+        """It reported back: only crashes count."""
+        attempt = begin(store, store.accept(draft(workspace)).event.id)
+        store.add_pending(connection)
+        assert store.make_current(connection, Blob(CipherName.KMS, b"canary"), 0)
+        assert store.keep(attempt, PLATFORM_BLOB, OK) is None
+        assert begin(store, attempt.event.id).attempts == 1
+
     def test_a_superseded_created_fills_the_fields(self, store: Any, workspace: str) -> None:
         """``rotated`` came first and had no fields; ``created`` is late, but says where the value may go."""
         kept(store, workspace, version=2, type=EventType.ROTATED, injection=None)
@@ -236,6 +246,13 @@ class TestKeep:
         kept(store, workspace)
         kept(store, workspace, version=2, type=EventType.ROTATED, injection=None)
         assert store.candidates(workspace, "agent-1", None)[0].injection == BEARER
+
+    def test_a_rotation_policy_needs_no_fields(self, store: Any, workspace: str) -> None:
+        """A rotation that keeps the fields may still change when the next one is due."""
+        kept(store, workspace, rotation_policy="90d")
+        kept(store, workspace, version=2, type=EventType.ROTATED, injection=None, rotation_policy="30d")
+        (secret,) = store.secrets(workspace)
+        assert secret.rotation_policy == "30d"
 
     def test_a_deleted_event_is_not_stored(self, store: Any, workspace: str) -> None:
         """A discard during the encryption wins."""

@@ -22,7 +22,7 @@ class CustodyRoom(Rows):
                 return None
             secret = self._secrets[row.secret_id]
             setting = self._setting(self._workspace(row.workspace_id))
-            self._begin_use(_intent(audit_id, row, setting.connection and setting.connection.id), now)
+            self._begin_use(_intent(audit_id, row, setting.connection.id if setting.connection else None), now)
             row.attempts += 1
             row.ring_at = now + timedelta(seconds=self._lease_seconds)
             return Attempt(
@@ -44,12 +44,14 @@ class CustodyRoom(Rows):
                 return row.state
             if self._workspace(row.workspace_id).setting_version != attempt.setting.version:
                 self._end_use(attempt.audit_id, replace(result, code="setting_changed"))
+                row.attempts = 0
                 return None
             self._end_use(attempt.audit_id, result)
             secret = self._secrets[row.secret_id]
             state = EventState.SUPERSEDED
             if secret.version < row.version:
                 self._put_blob(secret, row.version, blob, attempt, now)
+                secret.rotation_policy = row.rotation_policy or secret.rotation_policy
                 state = EventState.STORED
             _fill_fields(secret, row)
             row.finish(state, None, now)
@@ -120,7 +122,7 @@ def _fill_fields(secret: SecretRow, row: EventRow) -> None:
     if row.injection is None or row.version <= secret.fields_version or secret.deleted_at is not None:
         return
     secret.injection, secret.fields_version = row.injection, row.version
-    secret.rotation_policy = row.rotation_policy or secret.rotation_policy
+    secret.rotation_policy = secret.rotation_policy or row.rotation_policy
 
 
 def _intent(audit_id: UUID, row: EventRow, connection_id: UUID | None) -> Intent:

@@ -81,8 +81,16 @@ class SweepRoom(Rows):
                 row.state, row.aws_code, row.last_seen = failure.state, failure.aws_code, now
                 row.request_id = failure.request_id or row.request_id
                 return
-            found = (failure.state, failure.aws_code, failure.request_id, failure.found_by)
-            self._failures.append(FailureRow(*subject, *found, first_seen=now, last_seen=now))
+            found = FailureRow(
+                *subject,
+                state=failure.state,
+                aws_code=failure.aws_code,
+                request_id=failure.request_id,
+                found_by=failure.found_by,
+                first_seen=now,
+                last_seen=now,
+            )
+            self._failures.append(found)
             # only on opening: one that stays open would else be probed at every tick
             connection = self._connection(failure.workspace_id, failure.connection_id)
             if connection is not None:

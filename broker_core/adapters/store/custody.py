@@ -54,14 +54,15 @@ _LOCK_EVENT = "SELECT state FROM secret_events WHERE workspace_id = %(workspace_
 _STORE_BLOB = """
     UPDATE broker_secrets
     SET version = %(version)s, blob = %(blob)s, cipher = %(cipher)s, connection_id = %(connection_id)s,
-        rotated_at = now(), checked_at = now(), check_lease_until = NULL
+        rotation_policy = coalesce(%(rotation_policy)s, rotation_policy), rotated_at = now(), checked_at = now(),
+        check_lease_until = NULL
     WHERE workspace_id = %(workspace_id)s AND id = %(secret_id)s"""
 # Fields follow the highest event that set them, whatever the order of arrival: a superseded event may still fill them.
 _FILL_FIELDS = """
     UPDATE broker_secrets
     SET injection_kind = %(injection_kind)s, binding_key = %(binding_key)s, target_host = %(target_host)s,
         mcp_server_id = %(mcp_server_id)s, agent_id = %(agent_id)s, fields_version = %(version)s,
-        rotation_policy = coalesce(%(rotation_policy)s, rotation_policy)
+        rotation_policy = coalesce(rotation_policy, %(rotation_policy)s)
     WHERE workspace_id = %(workspace_id)s AND id = %(secret_id)s AND fields_version < %(version)s
         AND deleted_at IS NULL"""
 _END_EVENT = """
@@ -72,24 +73,25 @@ _CLOSE_FAILURES = """
     UPDATE decrypt_failures SET ended_at = now()
     WHERE workspace_id = %(workspace_id)s AND secret_id = %(secret_id)s AND ended_at IS NULL"""
 _END_AUDIT = """
-    UPDATE audit_log SET outcome = %(outcome)s, code = %(code)s, aws_code = %(aws_code)s, cipher = coalesce(%(cipher)s,
-    cipher),
-        session_name = %(session_name)s, assume_request_id = %(assume_request_id)s, kms_request_id = %(kms_request_id)s,
+    UPDATE audit_log SET outcome = %(outcome)s, code = %(code)s, aws_code = %(aws_code)s,
+        cipher = coalesce(%(cipher)s, cipher), session_name = %(session_name)s, assume_request_id = %(assume_request_id)s, kms_request_id = %(kms_request_id)s,
         ended_at = now()
     WHERE workspace_id = %(workspace_id)s AND id = %(audit_id)s AND outcome IS NULL"""
+# An attempt that starts over has reported back: only crashes count.
+_NO_CRASH = """
+    UPDATE secret_events SET attempts = 0
+    WHERE workspace_id = %(workspace_id)s AND id = %(event_id)s AND ended_at IS NULL"""
 _HOLD_EVENT = """
     WITH e AS (
         UPDATE secret_events
-        SET state = CASE WHEN state = 'refused' THEN state ELSE %(state)s END, reason = %(code)s, aws_code =
-        %(aws_code)s,
-            attempts = 0, ring_at = now() + make_interval(secs => %(retry_seconds)s)
+        SET state = CASE WHEN state = 'refused' THEN state ELSE %(state)s END, reason = %(code)s,
+            aws_code = %(aws_code)s, attempts = 0, ring_at = now() + make_interval(secs => %(retry_seconds)s)
         WHERE workspace_id = %(workspace_id)s AND id = %(event_id)s AND ended_at IS NULL),
     probe AS (
         UPDATE byok_connections SET next_probe_at = least(next_probe_at, now())
         WHERE workspace_id = %(workspace_id)s AND id = %(connection_id)s AND %(state)s = 'refused')
-    UPDATE audit_log SET outcome = %(outcome)s, code = %(code)s, aws_code = %(aws_code)s, session_name =
-    %(session_name)s,
-        assume_request_id = %(assume_request_id)s, kms_request_id = %(kms_request_id)s, ended_at = now()
+    UPDATE audit_log SET outcome = %(outcome)s, code = %(code)s, aws_code = %(aws_code)s,
+        session_name = %(session_name)s, assume_request_id = %(assume_request_id)s, kms_request_id = %(kms_request_id)s, ended_at = now()
     WHERE workspace_id = %(workspace_id)s AND id = %(audit_id)s AND outcome IS NULL"""
 
 _EXPIRE = """
@@ -130,7 +132,7 @@ class CustodySql:
                 transaction.commit((_END_AUDIT, values | {"outcome": Outcome.OK.value, "code": event.state}))
                 return EventState(event.state)
             if setting.setting_version != attempt.setting.version:
-                transaction.commit((_END_AUDIT, values | {"code": "setting_changed"}))
+                transaction.commit((_NO_CRASH, values), (_END_AUDIT, values | {"code": "setting_changed"}))
                 return None
             state = EventState.STORED if secret.version < attempt.event.version else EventState.SUPERSEDED
             transaction.commit(*_writes(attempt, values, state))

@@ -1,10 +1,9 @@
 """The gate to PostgreSQL: every statement of the product goes through ``Database.run`` or ``Transaction.batch``.
 
 - A wait is counted where it happens: ``run`` is one round trip (one statement, its own transaction), ``batch`` is one
-for
-  all its statements (psycopg's pipeline), and a commit rides on the last batch.
-- A foreign exception never leaves: PostgreSQL quotes the failing row in its messages, and ours hold keys and blobs.
-  What leaves is ``Unavailable``, or ``Taken`` with the name of the constraint.
+  for all its statements (psycopg's pipeline), and a commit rides on the last batch.
+- A foreign exception never leaves, not even as a suppressed context: PostgreSQL quotes the failing row in its messages,
+  and ours hold keys and blobs. What leaves is ``Unavailable``, or ``Taken`` with the name of the constraint.
 - Connections come from SQLAlchemy's pool. One that the server has closed (a restart) is noticed before use, without a
   round trip, and replaced.
 """
@@ -14,7 +13,7 @@ from __future__ import annotations
 import select
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import psycopg
 from opentelemetry.trace import SpanKind
@@ -28,6 +27,7 @@ from broker_core.errors import Unavailable
 Row = Any  # a named tuple whose fields are the statement's columns
 Statement = tuple[str, Mapping[str, Any]]
 Connection = psycopg.Connection[Any]
+_Answer = TypeVar("_Answer")
 
 #: milliseconds; a statement of ours that runs longer is wrong, and a lock that is held longer belongs to a dead worker
 _TIMEOUTS = "-c lock_timeout=3000 -c statement_timeout=10000 -c idle_in_transaction_session_timeout=20000"
@@ -61,20 +61,18 @@ class Database:
 
     def run(self, operation: str, sql: str, values: Mapping[str, Any]) -> list[Row]:
         """Run one statement in its own transaction: one round trip. Raises Unavailable or Taken."""
-        with self._span(operation), self._connection() as connection, _translated():
+        with self._span(operation), self._connection() as connection:
             self._on_wait(operation)
-            return _fetch(connection.cursor(row_factory=namedtuple_row).execute(sql, values))
+            return _translated(lambda: _fetch(connection.cursor(row_factory=namedtuple_row).execute(sql, values)))
 
     @contextmanager
     def transaction(self, operation: str) -> Iterator[Transaction]:
         """A transaction of batches. It is rolled back unless ``Transaction.commit`` was called."""
-        with self._span(operation), self._connection() as connection, _translated():
-            connection.autocommit = False
+        with self._span(operation), self._connection() as connection:
             try:
                 yield Transaction(connection, lambda: self._on_wait(operation))
             finally:
-                connection.rollback()
-                connection.autocommit = True
+                _translated(lambda: _reset(connection))
 
     def close(self) -> None:
         """Close every idle connection."""
@@ -96,41 +94,50 @@ class Database:
 
     def _lease(self) -> PoolProxiedConnection:
         """A connection that was open a moment ago."""
-        try:
-            lease = self._engine.raw_connection()
-            while _closed_by_server(lease.driver_connection):
-                lease.invalidate()
-                lease.close()
-                lease = self._engine.raw_connection()
-        except (SQLAlchemyError, psycopg.Error):
-            raise Unavailable("the database is away") from None
+        lease = _translated(self._engine.raw_connection)
+        while _closed_by_server(lease.driver_connection):
+            lease.invalidate()
+            lease.close()
+            lease = _translated(self._engine.raw_connection)
         return lease
 
 
 class Transaction:
-    """Statements that commit together."""
+    """Statements that commit together.
+
+    BEGIN and COMMIT are sent as statements of a batch: what psycopg would send of itself waits for its own answer.
+    """
 
     def __init__(self, connection: Connection, on_wait: Callable[[], None]) -> None:
         self._connection = connection
         self._on_wait = on_wait
+        self._is_begun = False
 
     def batch(self, *statements: Statement) -> list[list[Row]]:
         """Run statements in order, in one round trip; their rows in the same order."""
-        self._on_wait()
-        with self._connection.pipeline():
-            cursors = self._send(statements)
-        return [_fetch(cursor) for cursor in cursors]
+        return self._in_one_trip(statements, commit=False)
 
     def commit(self, *statements: Statement) -> list[list[Row]]:
         """The last batch, and the commit with it, in one round trip."""
+        return self._in_one_trip(statements, commit=True)
+
+    def _in_one_trip(self, statements: Sequence[Statement], *, commit: bool) -> list[list[Row]]:
         self._on_wait()
+        return _translated(lambda: self._send(statements, commit=commit))
+
+    def _send(self, statements: Sequence[Statement], *, commit: bool) -> list[list[Row]]:
         with self._connection.pipeline():
-            cursors = self._send(statements)
-            self._connection.commit()
+            if not self._is_begun:
+                self._cursor().execute("BEGIN", prepare=False)
+                self._is_begun = True
+            cursors = [self._cursor().execute(sql, values) for sql, values in statements]
+            if commit:
+                # behind a statement that failed the server skips it, as all that follows up to the pipeline's end
+                self._cursor().execute("COMMIT", prepare=False)
         return [_fetch(cursor) for cursor in cursors]
 
-    def _send(self, statements: Sequence[Statement]) -> list[psycopg.Cursor[Any]]:
-        return [self._connection.cursor(row_factory=namedtuple_row).execute(sql, values) for sql, values in statements]
+    def _cursor(self) -> psycopg.Cursor[Any]:
+        return self._connection.cursor(row_factory=namedtuple_row)
 
 
 def _engine(url: str, pool: Pool) -> Engine:
@@ -150,26 +157,34 @@ def _fetch(cursor: psycopg.Cursor[Any]) -> list[Row]:
     return cursor.fetchall() if cursor.description else []
 
 
+def _reset(connection: Connection) -> None:
+    """Roll back what was not committed. What broke is thrown away instead."""
+    if not connection.broken:
+        connection.rollback()
+
+
 def _closed_by_server(connection: Any) -> bool:
     """An idle connection has nothing to read; one that has was closed by the server, or is about to be."""
     if connection.closed:
         return True
-    readable, _, _ = select.select([connection.fileno()], [], [], 0)
-    return bool(readable)
+    poll = select.poll()  # not select(): that fails above descriptor 1023
+    poll.register(connection.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
-@contextmanager
-def _translated() -> Iterator[None]:
-    """Let no exception of the driver out: its text quotes rows."""
+def _translated(call: Callable[[], _Answer]) -> _Answer:
+    """Let no exception of the driver out: its text quotes rows. What replaces it is raised after the handler's end:
+    inside it, ``from None`` would hide the driver's exception but keep it in ``__context__``."""
     try:
-        yield
+        return call()
     except psycopg.errors.UniqueViolation as error:
-        constraint = error.diag.constraint_name or ""
+        translated: Exception = Taken(error.diag.constraint_name or "")
     except psycopg.OperationalError:
-        raise Unavailable("the database is away or too slow") from None
+        translated = Unavailable("the database is away or too slow")
     except psycopg.Error as error:
-        state = error.sqlstate or "none"
-        raise Unavailable(f"the database refused a statement (SQLSTATE {state})") from None
-    else:
-        return
-    raise Taken(constraint)
+        translated = Unavailable(f"the database refused a statement (SQLSTATE {error.sqlstate or 'none'})")
+    except UnicodeError:
+        translated = Unavailable("the database cannot hold a text that is no Unicode")
+    except SQLAlchemyError:
+        translated = Unavailable("the database is away, or every connection to it is in use")
+    raise translated
