@@ -28,14 +28,16 @@ Invariants
 Each has a test of the same number in ``tests/invariants/``.
 
 INV-1   No value, data key or STS credential in a queue message, log, span, metric, row, error text, core file or temp
-file. INV-2   Every KMS call carries a context, and the context comes from ``context.py``.
+        file.
+INV-2   Every KMS call carries a context, and the context comes from ``context.py``.
 INV-3   With BYOK on, no path encrypts with anything but the customer's key.
 INV-4   No decrypt result outlives the one use it was made for (named exception: the environment of a stdio server).
 INV-5   Audit intent first, or nothing is assumed, decrypted or released.
 INV-6   Host, binding and TLS are settled before a decrypt.
 INV-7   Injected wins; our own headers and tokens never go upstream; nothing is followed or sent twice.
 INV-8   Only customer-side denials make a secret affected; only transient errors are retried; our own faults blame
-nobody. INV-9   Every accepted event reaches an end, and an owner can see where it is.
+        nobody.
+INV-9   Every accepted event reaches an end, and an owner can see where it is.
 INV-10  A query without a workspace does not exist: another tenant's id answers like one that does not exist.
 INV-11  No switch turns encryption or any of the above off.
 

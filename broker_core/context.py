@@ -34,6 +34,11 @@ def for_canary(workspace_id: str, connection_id: UUID) -> EncryptionContext:
     return _frozen({WORKSPACE_KEY: workspace_id, CANARY_KEY: str(connection_id)})
 
 
+def workspace_part(context: EncryptionContext) -> EncryptionContext:
+    """What all contexts of one workspace share: no use's own context, but the condition of a policy."""
+    return _frozen({WORKSPACE_KEY: context[WORKSPACE_KEY]})
+
+
 def associated_data(context: EncryptionContext) -> bytes:
     """The context as bytes, one way only: JSON with sorted keys, no spaces, ASCII.
 

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
-from broker_core.context import WORKSPACE_KEY, EncryptionContext
+from broker_core.context import WORKSPACE_KEY, EncryptionContext, workspace_part
 from broker_core.errors import Invalid
 from broker_core.model import parse_key_arn
 
@@ -111,7 +111,7 @@ def shared_session_policy(action: Action, key_arn: str, context: EncryptionConte
 
     A session shared under one use's whole context would deny every other use, and look like the customer's doing.
     """
-    return session_policy(action, key_arn, EncryptionContext({WORKSPACE_KEY: context[WORKSPACE_KEY]}))
+    return session_policy(action, key_arn, workspace_part(context))
 
 
 def deny_all() -> Policy:

@@ -2,7 +2,7 @@
 
 Spans carry ids, codes and counts. They never record an exception's text or stack (it can hold a value): a failed span
 has status ERROR and our own code as ``broker.code``. Imports the OpenTelemetry API only; the SDK is set up in
-``bootstrap``.
+``observability``.
 """
 
 from __future__ import annotations

@@ -12,18 +12,21 @@ from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, Engine, NullPool, create_engine, make_url
 
+#: a migration that waits this long for a table gives up: behind it every query on that table waits, too
+LOCK_MILLISECONDS = 5000
 _HERE = Path(__file__).parent
 
 
-def upgrade(url: str, revision: str = "head") -> None:
-    """Bring the database at ``url`` (``postgresql://…``) up to ``revision``. Safe to run again and from many
-    machines."""
-    _run(url, lambda config: command.upgrade(config, revision))
+def upgrade(url: str, revision: str = "head", *, lock_milliseconds: int = LOCK_MILLISECONDS) -> None:
+    """Bring the database at ``url`` (``postgresql://…``) up to ``revision``. Safe to run again and from many machines.
+
+    Raises SQLAlchemy's OperationalError, with nothing changed, where a table stays locked for ``lock_milliseconds``."""
+    _run(url, lambda config: command.upgrade(config, revision), lock_milliseconds)
 
 
-def downgrade(url: str, revision: str) -> None:
-    """Take the database back to ``revision``; ``base`` drops everything, every blob included."""
-    _run(url, lambda config: command.downgrade(config, revision))
+def downgrade(url: str, revision: str, *, lock_milliseconds: int = LOCK_MILLISECONDS) -> None:
+    """Take the database back to ``revision``; ``base`` drops everything, every blob included. Raises as ``upgrade``."""
+    _run(url, lambda config: command.downgrade(config, revision), lock_milliseconds)
 
 
 def pending(url: str) -> bool:
@@ -33,16 +36,17 @@ def pending(url: str) -> bool:
         return MigrationContext.configure(connection).get_current_revision() != head
 
 
-def _run(url: str, step: Callable[[Config], None]) -> None:
+def _run(url: str, step: Callable[[Config], None], lock_milliseconds: int) -> None:
     with _engine(url).connect() as connection:
-        step(_config(connection))
+        step(_config(connection, lock_milliseconds))
 
 
-def _config(connection: Connection | None = None) -> Config:
+def _config(connection: Connection | None = None, lock_milliseconds: int = LOCK_MILLISECONDS) -> Config:
     config = Config()
     config.set_main_option("script_location", str(_HERE))
     config.set_main_option("path_separator", "os")
     config.attributes["connection"] = connection
+    config.attributes["lock_milliseconds"] = lock_milliseconds
     return config
 
 

@@ -55,10 +55,12 @@ class _Closing(Middleware):
 
 
 def run(environ: Mapping[str, str], queues: Sequence[str], processes: int, threads: int) -> NoReturn:
-    """Become dramatiq's master for these queues. Raises ConfigurationError before anything is started.
+    """Become dramatiq's master for these queues. Raises ConfigurationError or Unavailable before anything is started.
 
     This process is replaced: dramatiq reads some of its settings when it is imported, and signals reach it directly.
     """
-    Settings.from_environment(environ)
+    # what each of dramatiq's processes will do first, done here too: here an operator reads why it cannot work, there
+    # it would be a traceback between those of dramatiq
+    build_app(Settings.from_environment(environ)).close()
     # the interpreter is this one, and everything else on the line is ours
     os.execve(sys.executable, command(queues, processes, threads), {**environ, **worker_environment(queues, threads)})  # noqa: S606

@@ -25,7 +25,6 @@ from migrations import runner
 #: AxioRank's account and the customer's, in the double
 OUR_ACCOUNT, CUSTOMER_ACCOUNT = "111111111111", "222222222222"
 REGION = "eu-west-1"
-UPSTREAM_HOST = "localhost"
 
 #: the Procfile's processes, and what each says once it works
 PROGRAMS: Mapping[str, tuple[list[str], bytes]] = {

@@ -21,18 +21,39 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from urllib.parse import quote, quote_plus, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
 from broker_core.injection import SHORTEST_REDACTED
 
 Span = tuple[int, int, int]  # start, end, and which secret
 
-# what stays as it is: RFC 3986, Python's quote, encodeURIComponent, encodeURI, HTML forms
-_PERCENT_SAFE = ("", "/", "!'()*", "!#$&'()*+,/:;=?@", "*")
-# what serialisers escape beyond RFC 8259: nothing; Go; Gson; .NET
-_JSON_ESCAPED = ("", "<>&", "<>&'=", "<>&'+`")
+_UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._")
+
+
+def _percent_table(kept: bytes, space: bytes, digits: str) -> tuple[bytes, ...]:
+    """What each byte becomes."""
+    table = [
+        bytes([byte]) if byte in _UNRESERVED or byte in kept else f"%{byte:{digits}}".encode() for byte in range(256)
+    ]
+    table[0x20] = space
+    return tuple(table)
+
+
+#: what encoders keep beside letters, digits and "-._", how they write a space, and the case of their digits
+_PERCENT_TABLES = tuple(
+    _percent_table(kept, space, digits)
+    for kept, space in (
+        (b"~", b"%20"),  # RFC 3986
+        (b"~/", b"%20"),  # Python's quote
+        (b"~!'()*", b"%20"),  # encodeURIComponent
+        (b"~!#$&'()*+,/:;=?@", b"%20"),  # encodeURI
+        (b"~", b"+"),  # Python's quote_plus
+        (b"*", b"+"),  # HTML forms, Java
+        (b"!()*", b"+"),  # .NET
+    )
+    for digits in ("02X", "02x")
+)
 _PLAIN = re.compile(rb"[A-Za-z0-9._-]+")
-_PERCENT = re.compile(rb"%[0-9A-F]{2}")
 _UNICODE = re.compile(r"\\u[0-9a-f]{4}")
 _ESCAPED = re.compile(rb"\\u00([0-9a-fA-F]{2})")
 
@@ -51,12 +72,8 @@ def forms(value: bytes) -> frozenset[bytes]:
 
 
 def _percent(value: bytes) -> Iterator[bytes]:
-    quoted = [quote(value, safe=safe) for safe in _PERCENT_SAFE]
-    quoted += [quote_plus(value), quote_plus(value, safe="*").replace("~", "%7E")]  # the latter: WHATWG, Java
-    for text in quoted:
-        upper = text.encode("ascii")
-        yield upper
-        yield _PERCENT.sub(lambda found: found[0].lower(), upper)
+    for table in _PERCENT_TABLES:
+        yield b"".join([table[byte] for byte in value])
 
 
 def _text(value: bytes) -> Iterator[bytes]:
@@ -68,22 +85,29 @@ def _text(value: bytes) -> Iterator[bytes]:
         yield text.encode("utf-8")
     for once in _json(text):
         yield once.encode("utf-8")
-        yield json.dumps(once, ensure_ascii=False)[1:-1].encode("utf-8")  # JSON inside a JSON string
+    yield json.dumps(json.dumps(text, ensure_ascii=False)[1:-1], ensure_ascii=False)[1:-1].encode()  # JSON in JSON
     for apostrophe, quotation in (("&#x27;", "&quot;"), ("&#39;", "&#34;"), ("&apos;", "&quot;"), ("'", '"')):
         escaped = html.escape(text, quote=False).replace("'", apostrophe).replace('"', quotation)
         yield escaped.encode("utf-8")
 
 
 def _json(text: str) -> Iterator[str]:
-    for only_ascii in (False, True):
-        plain = json.dumps(text, ensure_ascii=only_ascii)[1:-1]
-        for extra in _JSON_ESCAPED:
-            escaped = plain
-            for character in extra:
-                escaped = escaped.replace(character, f"\\u{ord(character):04x}")
-            for quoted in (escaped, escaped.replace('\\"', "\\u0022")):
-                upper = _UNICODE.sub(lambda found: "\\u" + found[0][2:].upper(), quoted)
-                yield from (quoted, upper, quoted.replace("/", "\\/"), upper.replace("/", "\\/"))
+    """As serialisers write it: RFC 8259's least, with ``\\/``, in ASCII; Go and Rails, Gson, .NET."""
+    least, in_ascii = json.dumps(text, ensure_ascii=False)[1:-1], json.dumps(text)[1:-1]
+    yield from (least, in_ascii, _upper(in_ascii), least.replace("/", "\\/"), in_ascii.replace("/", "\\/"))
+    yield _escaping(least, "<>&\u2028\u2029")
+    yield _escaping(least, "<>&'=\u2028\u2029")
+    yield _upper(_escaping(in_ascii, "<>&'+`").replace('\\"', "\\u0022"))
+
+
+def _escaping(text: str, characters: str) -> str:
+    for character in characters:
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return text
+
+
+def _upper(text: str) -> str:
+    return _UNICODE.sub(lambda found: "\\u" + found[0][2:].upper(), text)
 
 
 def _base64(value: bytes) -> Iterator[bytes]:

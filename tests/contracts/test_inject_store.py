@@ -248,7 +248,6 @@ class TestEndUses:
         assert store.secrets(workspace)[0].status is SecretStatus.ACTIVE
 
 
-
 def _age_rotation(store: Any, secret_id: UUID) -> None:
     age_secret(store, secret_id, "rotated_at", 5)
 

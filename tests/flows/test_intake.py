@@ -191,6 +191,14 @@ class TestDuplicates:
         world.claims.restart()
         assert world.accept(id="same", value="another-value").id == first.id
 
+    def test_a_claim_that_does_not_open_is_not_compared(self, world: TakingIn) -> None:
+        """A first claim that somebody changed is its own custody's alarm; the repeat is answered like the first."""
+        receipt = world.accept(id="same", value="first-value")
+        claim_id = world.store.event(WORKSPACE, receipt.id).claim_id or ""
+        world.claims.delete(claim_id)
+        world.claims.put(claim_id, b"changed" * 20, TTL_SECONDS)
+        assert world.accept(id="same", value="other-value").id == receipt.id
+
     def test_another_source_is_another_event(self, world: TakingIn) -> None:
         """Ids are a source's own."""
         first = world.accept(id="same")

@@ -62,6 +62,14 @@ class TestForms:
             .replace(">", "\\u003e")
             .replace("&", "\\u0026")
             .encode(),
+            "json by .NET": json.dumps(TEXT)[1:-1]
+            .replace('\\"', "\\u0022")
+            .replace("+", "\\u002B")
+            .replace("<", "\\u003C")
+            .replace("&", "\\u0026")
+            .replace(">", "\\u003E")
+            .replace("'", "\\u0027")
+            .encode(),
             "json in json": json.dumps(json.dumps(TEXT))[3:-3].encode(),
             "html": html.escape(TEXT).encode(),
             "hex": VALUE.hex().encode(),
@@ -211,8 +219,14 @@ class TestGuesses:
 
     @pytest.mark.parametrize(
         "text",
-        [b"plain-value", b"plain%2dvalue", b"plain-value".hex().encode(), base64.b64encode(b"abplain-value")]
-        + [b"%70lain-value", b"\\u0070lain-value"],
+        [
+            b"plain-value",
+            b"plain%2dvalue",
+            b"plain-value".hex().encode(),
+            base64.b64encode(b"abplain-value"),
+            b"%70lain-value",
+            b"\\u0070lain-value",
+        ],
         ids=["raw", "percent", "hex", "base64", "partly percent", "partly json"],
     )
     def test_finds(self, text: bytes) -> None:

@@ -65,8 +65,9 @@ _AFFECTED_CONNECTIONS = f"""
 _AFFECTED_SECRETS = f"""
     SELECT s.id AS secret_id, s.name, f.state, f.aws_code, f.first_seen, f.found_by
     FROM decrypt_failures f
-    JOIN broker_secrets s ON s.workspace_id = f.workspace_id AND s.id = f.secret_id AND s.connection_id =
-    f.connection_id WHERE f.workspace_id = %(workspace_id)s AND f.ended_at IS NULL AND f.state IN {CUSTOMER_SIDE}
+    JOIN broker_secrets s
+        ON s.workspace_id = f.workspace_id AND s.id = f.secret_id AND s.connection_id = f.connection_id
+    WHERE f.workspace_id = %(workspace_id)s AND f.ended_at IS NULL AND f.state IN {CUSTOMER_SIDE}
         AND NOT EXISTS (
             SELECT FROM decrypt_failures g WHERE g.workspace_id = f.workspace_id AND g.connection_id = f.connection_id
                 AND g.secret_id IS NULL AND g.ended_at IS NULL AND g.state IN {CUSTOMER_SIDE})

@@ -33,10 +33,11 @@ _BEGIN = f"""
         WHERE id = %(event_id)s AND ended_at IS NULL AND claim_expires_at > now()
         RETURNING *),
     intent AS (
-        INSERT INTO audit_log (id, workspace_id, purpose, cipher, connection_id, secret_id, secret_name, version,
-        event_id) SELECT %(audit_id)s, e.workspace_id, 'encrypt', CASE WHEN w.connection_id IS NULL THEN 'platform'
-        ELSE 'kms' END,
-            w.connection_id, e.secret_id, e.name, e.version, e.id
+        INSERT INTO audit_log
+            (id, workspace_id, purpose, cipher, connection_id, secret_id, secret_name, version, event_id)
+        SELECT %(audit_id)s, e.workspace_id, 'encrypt',
+            CASE WHEN w.connection_id IS NULL THEN 'platform' ELSE 'kms' END, w.connection_id, e.secret_id, e.name,
+            e.version, e.id
         FROM e JOIN workspaces w ON w.id = e.workspace_id)
     SELECT {EVENT_COLUMNS}, e.claim_key, e.attempts, e.traceparent, w.setting_version, {CONNECTION_COLUMNS},
         s.version AS secret_version
@@ -45,9 +46,9 @@ _BEGIN = f"""
     JOIN broker_secrets s ON s.workspace_id = e.workspace_id AND s.id = e.secret_id
     LEFT JOIN byok_connections c ON c.workspace_id = w.id AND c.id = w.connection_id"""
 
-_LOCK_SETTING = "SELECT setting_version, deleted_at FROM workspaces WHERE id = %(workspace_id)s FOR SHARE"
+_LOCK_SETTING = "SELECT setting_version FROM workspaces WHERE id = %(workspace_id)s FOR SHARE"
 _LOCK_SECRET = """
-    SELECT version, fields_version FROM broker_secrets
+    SELECT version FROM broker_secrets
     WHERE workspace_id = %(workspace_id)s AND id = %(secret_id)s FOR UPDATE"""
 _LOCK_EVENT = "SELECT state FROM secret_events WHERE workspace_id = %(workspace_id)s AND id = %(event_id)s FOR UPDATE"
 
@@ -74,8 +75,8 @@ _CLOSE_FAILURES = """
     WHERE workspace_id = %(workspace_id)s AND secret_id = %(secret_id)s AND ended_at IS NULL"""
 _END_AUDIT = """
     UPDATE audit_log SET outcome = %(outcome)s, code = %(code)s, aws_code = %(aws_code)s,
-        cipher = coalesce(%(cipher)s, cipher), session_name = %(session_name)s, assume_request_id = %(assume_request_id)s, kms_request_id = %(kms_request_id)s,
-        ended_at = now()
+        cipher = coalesce(%(cipher)s, cipher), session_name = %(session_name)s,
+        assume_request_id = %(assume_request_id)s, kms_request_id = %(kms_request_id)s, ended_at = now()
     WHERE workspace_id = %(workspace_id)s AND id = %(audit_id)s AND outcome IS NULL"""
 # An attempt that starts over has reported back: only crashes count.
 _NO_CRASH = """
@@ -91,7 +92,8 @@ _HOLD_EVENT = """
         UPDATE byok_connections SET next_probe_at = least(next_probe_at, now())
         WHERE workspace_id = %(workspace_id)s AND id = %(connection_id)s AND %(state)s = 'refused')
     UPDATE audit_log SET outcome = %(outcome)s, code = %(code)s, aws_code = %(aws_code)s,
-        session_name = %(session_name)s, assume_request_id = %(assume_request_id)s, kms_request_id = %(kms_request_id)s, ended_at = now()
+        session_name = %(session_name)s, assume_request_id = %(assume_request_id)s,
+        kms_request_id = %(kms_request_id)s, ended_at = now()
     WHERE workspace_id = %(workspace_id)s AND id = %(audit_id)s AND outcome IS NULL"""
 
 _EXPIRE = """

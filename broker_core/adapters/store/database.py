@@ -22,7 +22,7 @@ from sqlalchemy import Engine, PoolProxiedConnection, create_engine, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from broker_core import telemetry
-from broker_core.errors import Unavailable
+from broker_core.errors import Conflict, Unavailable
 
 Row = Any  # a named tuple whose fields are the statement's columns
 Statement = tuple[str, Mapping[str, Any]]
@@ -33,11 +33,11 @@ _Answer = TypeVar("_Answer")
 _TIMEOUTS = "-c lock_timeout=3000 -c statement_timeout=10000 -c idle_in_transaction_session_timeout=20000"
 
 
-class Taken(Exception):
-    """A unique constraint said no."""
+class Taken(Conflict):
+    """A unique constraint said no. The store's methods answer it; one that gets out is a mistake of ours."""
 
     def __init__(self, constraint: str) -> None:
-        super().__init__(constraint)
+        super().__init__(f"taken: {constraint}")
         self.constraint = constraint
 
 

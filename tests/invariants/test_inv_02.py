@@ -1,0 +1,74 @@
+"""INV-2: every KMS call carries a context, and the context comes from ``context.py``."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import broker_core
+from broker_core import context
+
+HOUSE = Path(broker_core.__file__).parent
+#: the product; ``dev`` is a double of AWS, which receives contexts
+MODULES = sorted(path for path in HOUSE.rglob("*.py") if "dev" not in path.relative_to(HOUSE).parts)
+OTHERS = [path for path in MODULES if path.name != "context.py"]
+KEYS = {getattr(context, name) for name in vars(context) if name.endswith("_KEY")}
+
+
+def nodes(path: Path) -> Iterator[ast.AST]:
+    """Everything in a module."""
+    return ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+
+
+def kms_calls() -> list[ast.Call]:
+    """The adapters' calls of KMS: every one names the key, a decryption too."""
+    calls = [node for path in MODULES if "adapters" in path.parts for node in nodes(path) if isinstance(node, ast.Call)]
+    return [call for call in calls if "KeyId" in {keyword.arg for keyword in call.keywords}]
+
+
+def in_house(path: Path) -> str:
+    """The name of a test's case."""
+    return path.relative_to(HOUSE).as_posix()
+
+
+def test_the_keys_are_ours() -> None:
+    """The pairs' names, as customers see them in CloudTrail."""
+    assert {"axiorank:workspace", "axiorank:secret", "axiorank:version", "axiorank:canary"} == KEYS
+
+
+@pytest.mark.parametrize("path", OTHERS, ids=in_house)
+def test_no_other_module_writes_a_pairs_name(path: Path) -> None:
+    """Nobody else spells a key of the context."""
+    constants = {node.value for node in nodes(path) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    assert not constants & KEYS
+
+
+@pytest.mark.parametrize("path", OTHERS, ids=in_house)
+def test_no_other_module_builds_a_context(path: Path) -> None:
+    """The type's name is written elsewhere to annotate, never to call; nor does anyone else freeze pairs."""
+    called = {ast.unparse(node.func).split(".")[-1] for node in nodes(path) if isinstance(node, ast.Call)}
+    assert not called & {"EncryptionContext", "_frozen"}
+
+
+def test_the_calls_are_found() -> None:
+    """The customer's key and the platform's: a search that finds nothing would prove nothing."""
+    assert len(kms_calls()) >= 2
+
+
+@pytest.mark.parametrize("call", kms_calls(), ids=ast.unparse)
+def test_every_kms_call_carries_the_uses_context(call: ast.Call) -> None:
+    """As the use brought it: not made on the spot, not left out."""
+    (value,) = [keyword.value for keyword in call.keywords if keyword.arg == "EncryptionContext"]
+    assert ast.unparse(value) in {"dict(context)", "dict(self._use.context)"}
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if "adapters" in path.parts], ids=in_house)
+def test_no_call_goes_around_that(path: Path) -> None:
+    """The operations that we do not use are not called by name either."""
+    called = {
+        node.func.attr for node in nodes(path) if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+    }
+    assert not called & {"generate_data_key", "re_encrypt", "generate_data_key_without_plaintext", "create_grant"}
