@@ -1,7 +1,7 @@
 """What the use cases need of the outside, as Protocols. Each has a real adapter and a fake, held to one contract suite.
 
-Promises stand in the docstrings here and nowhere else. Imports only what is below (model, injection, context, audit, secret,
-errors); no library.
+Promises stand in the docstrings here and nowhere else. Imports only what is below (model, injection, context, audit,
+secret, errors); no library.
 
 Time limits: every call that can wait takes ``seconds``, the most that it may take in all, its own retries included.
 """

@@ -11,6 +11,7 @@ from broker_core.adapters.queue import CUSTODY, MAINTENANCE, QUEUES, DramatiqQue
 from broker_core.adapters.queue import dead_letters as read_dead_letters
 from broker_core.bootstrap import start_process
 from broker_core.cli.common import exit_codes, settings, show
+from broker_core.errors import BrokerError, Invalid, Unavailable
 
 
 @click.command()
@@ -18,13 +19,27 @@ from broker_core.cli.common import exit_codes, settings, show
 @click.option("--down", is_flag=True, help="Go back to --to instead (`base` drops everything, every blob included).")
 def migrate(revision: str, down: bool) -> None:
     """Bring the database's schema up to date. Safe to run twice, and from many machines at once."""
+    with exit_codes():
+        _migrate(settings().database_url, revision, down)
+        click.echo(f"the database is at revision {revision}")
+
+
+def _migrate(url: str, revision: str, down: bool) -> None:
+    """Raises Unavailable, or Invalid for an unknown revision; without the library's text, which quotes SQL."""
+    from alembic.util import CommandError
+    from sqlalchemy.exc import DBAPIError
+
     from migrations import runner
 
-    with exit_codes():
-        url = settings().database_url
-        step = runner.downgrade if down else runner.upgrade
-        step(url, revision)
-        click.echo(f"the database is at revision {revision}")
+    try:
+        (runner.downgrade if down else runner.upgrade)(url, revision)
+        return
+    except CommandError:
+        error: BrokerError = Invalid({"--to": "no revision of this program leads there; `head` is the newest"})
+    except DBAPIError as failure:
+        state = getattr(failure.orig, "sqlstate", None) or "none"
+        error = Unavailable(f"the database is away, a table is locked, or a statement was refused (SQLSTATE {state})")
+    raise error
 
 
 @click.command()

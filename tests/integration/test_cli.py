@@ -137,6 +137,16 @@ class TestOperate:
         """Migrating a database that is up to date does nothing."""
         assert run("migrate").stdout == "the database is at revision head\n"
 
+    def test_migrate_a_database_that_is_away(self, run: Run) -> None:
+        """Exit code 69 and one line, not a library's traceback."""
+        result = run("migrate", BROKER_DATABASE_URL="postgresql://nobody@127.0.0.1:9/none")
+        assert (result.exit_code, len(result.stderr.splitlines())) == (69, 1)
+
+    def test_migrate_to_an_unknown_revision(self, run: Run) -> None:
+        """Exit code 1, and what to give instead."""
+        result = run("migrate", "--to", "nonsense")
+        assert (result.exit_code, "--to" in result.stderr) == (1, True)
+
     def test_no_dead_letters(self, run: Run) -> None:
         """An empty list."""
         assert json.loads(run("dead-letters").stdout) == []

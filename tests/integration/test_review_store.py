@@ -1,0 +1,106 @@
+"""The SQL store where two parts of the broker meet at one row."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from uuid import uuid4
+
+import psycopg
+import pytest
+
+from broker_core.adapters.store import Database, Store
+from broker_core.adapters.store.sweep import _BUDGETS, _DUE_PROBES
+from broker_core.audit import Intent
+from broker_core.model import EventState, EventType
+from tests.databases import plain
+from tests.store_setup import OK, begun, blob_for, connected, draft, stored
+
+WORKSPACE = "ws_review"
+_ROUNDS = {
+    "checks": (_BUDGETS, {"burst": 2.0, "limit": 100, "per_second": 5}),
+    "probes": (_DUE_PROBES, {"limit": 100, "every": 300, "unhealthy": 60}),
+}
+
+
+@pytest.fixture
+def store(clean_database: str) -> Iterator[Store]:
+    """A store with one workspace."""
+    database = Database(clean_database)
+    store = Store(database)
+    store.put_workspace(WORKSPACE, "enterprise")
+    yield store
+    database.close()
+
+
+@pytest.mark.parametrize("round_", _ROUNDS)
+def test_a_round_of_the_sweep_does_not_hold_up_custody(store: Store, round_: str) -> None:
+    """A value is stored under a connection while a round of the sweep holds that connection's row.
+
+    Waiting for it would be half of a deadlock: the round goes on to the secrets, which custody has locked.
+    """
+    connection = connected(store, WORKSPACE)
+    stored(store, WORKSPACE, name="older")  # so that there is something to check
+    store._database.run(
+        "test",
+        "UPDATE byok_connections SET next_probe_at = now() - interval '1 minute', "
+        "check_ready_at = now() - interval '1 minute'",
+        {},
+    )
+    attempt = begun(store, store.accept(draft(WORKSPACE, name="newer")).event.id)
+    sql, values = _ROUNDS[round_]
+    with store._database.transaction("round") as round_of_sweep:
+        (rows,) = round_of_sweep.batch((sql, values))
+        assert [row.connection_id for row in rows] == [connection.id]
+        assert store.keep(attempt, blob_for(attempt), OK) is EventState.STORED
+
+
+class TestReconcile:
+    """It serves all workspaces: nothing that one of them does may stop it."""
+
+    def test_an_event_whose_row_is_held_stops_no_other(self, store: Store, clean_database: str) -> None:
+        """While one event's row is locked, the others expire and are rung for."""
+        held, over, due = (store.accept(draft(WORKSPACE, name=name)).event for name in ("held", "over", "due"))
+        with psycopg.connect(plain(clean_database)) as other:
+            other.execute("UPDATE secret_events SET claim_expires_at = now() WHERE id = ANY(%s)", [[held.id, over.id]])
+            other.execute("UPDATE secret_events SET ring_at = now() WHERE id = %s", [due.id])
+            other.commit()
+            other.execute("SELECT FROM secret_events WHERE id = %s FOR UPDATE", [held.id])
+            done = store.reconcile(100, 900)
+        assert store.event(WORKSPACE, over.id).state is EventState.EXPIRED
+        assert done.to_ring == [(EventType.CREATED, due.id)]
+
+    def test_a_use_whose_row_is_held_stops_no_other(self, store: Store, clean_database: str) -> None:
+        """While one use's row is locked, the others are closed as unknown."""
+        attempts = [begun(store, store.accept(draft(WORKSPACE, name=name)).event.id) for name in ("one", "two")]
+        with psycopg.connect(plain(clean_database)) as other:
+            other.execute("UPDATE audit_log SET started_at = now() - interval '1 hour'")
+            other.commit()
+            other.execute("SELECT FROM audit_log WHERE id = %s FOR UPDATE", [attempts[0].audit_id])
+            assert store.reconcile(100, 900).closed_unknown == 1
+
+
+class TestAServerThatIsGone:
+    """A machine that vanishes says nothing: without limits of its own TCP waits for a quarter of an hour."""
+
+    def test_a_connection_gives_up_in_seconds(self, store: Store) -> None:
+        """Each connection asks the system to give up on data that nobody acknowledges, and on a silent peer."""
+        with store._database._connection() as connection:
+            asked = connection.info.get_parameters()
+        wanted = {
+            "tcp_user_timeout": "15000",
+            "keepalives_idle": "10",
+            "keepalives_interval": "5",
+            "keepalives_count": "3",
+        }
+        assert {name: asked.get(name) for name in wanted} == wanted
+
+
+def test_an_intent_of_a_neighbour_does_not_open_a_use(store: Store) -> None:
+    """A use names workspace and secret together: a neighbour's workspace with this secret's id begins nothing."""
+    secret_id = stored(store, WORKSPACE)
+    store.put_workspace("ws_neighbour", "enterprise")
+    (candidate,) = store.candidates(WORKSPACE, "agent-1", None)
+    from broker_core.model import Purpose
+
+    forged = Intent(uuid4(), "ws_neighbour", Purpose.INJECT, candidate.blob.cipher, secret_id=secret_id, version=1)
+    assert not store.begin_uses([forged])
