@@ -97,7 +97,7 @@ def build_app(
             store=store,
             queue=queue,
             intake=Intake(store, claims, queue, ttl_seconds=settings.claim_ttl_seconds, new_id=new_id),
-            custody=Custody(store, claims, keys, platform, new_id=new_id),
+            custody=Custody(store, claims, keys, platform, new_id=new_id, brakes=sweep.brakes),
             reconciler=Reconciler(store, queue, grace_seconds=settings.stream_seconds + 300),
             injector=Injector(
                 store,

@@ -56,13 +56,16 @@ class Custody:
         *,
         new_id: Callable[[], UUID],
         limits: CustodyLimits | None = None,
+        brakes: Callable[[], bool] = lambda: False,
     ) -> None:
+        """``brakes``: see ``ports.FailureLog.brakes``."""
         self._store = store
         self._claims = claims
         self._keys = keys
         self._platform = platform
         self._new_id = new_id
         self._limits = limits or CustodyLimits()
+        self._brakes = brakes
 
     def run(self, event_id: UUID) -> EventState | None:
         """Bring one event on; returns the state it is in now, None when it had ended before.
@@ -130,7 +133,12 @@ class Custody:
         return sealed.blob, sealed.receipt
 
     def _keep(self, attempt: Attempt, blob: Blob, receipt: Receipt) -> EventState | None:
-        state = self._store.keep(attempt, blob, Result(Outcome.OK, receipt=receipt))
+        try:
+            state = self._store.keep(attempt, blob, Result(Outcome.OK, receipt=receipt))
+        except Unavailable as error:
+            # it reported back, so it is no crash; should it have been stored after all, this changes nothing
+            self._release(attempt, Result(Outcome.FAILED, error.reason, receipt=receipt), self._limits.retry_transient)
+            raise
         if state is not None:
             self._forget(attempt)
         return state
@@ -152,7 +160,7 @@ class Custody:
         if isinstance(error, Integrity):
             telemetry.log().error("custody.integrity", event_id=str(attempt.event.id), aws_code=error.aws_code)
         result = Result(Outcome.REFUSED, error.state.value, error.aws_code, error.receipt)
-        if isinstance(error, Denied | Misconfigured | Integrity):
+        if isinstance(error, Misconfigured | Integrity) or (isinstance(error, Denied) and not self._brakes()):
             self._store.hold(attempt, EventState.REFUSED, result, self._limits.retry_refused)
             return EventState.REFUSED
         self._release(
@@ -160,7 +168,8 @@ class Custody:
             Result(Outcome.FAILED, error.state.value, error.aws_code, error.receipt),
             self._limits.retry_transient,
         )
-        raise error
+        # a denial that the brake takes for a fault of ours blames nobody: it is as good as no answer (INV-8)
+        raise error if isinstance(error, Transient) else Transient("taken for a fault of ours", aws_code=error.aws_code)
 
     def _release(self, attempt: Attempt, result: Result, retry_seconds: float) -> None:
         self._store.hold(attempt, EventState.ACCEPTED, result, retry_seconds)
@@ -193,5 +202,6 @@ class Reconciler:
                 telemetry.log().info(
                     "reconcile.done", rung=len(done.to_ring), expired=done.expired, closed_unknown=done.closed_unknown
                 )
-            for event_type, event_id in done.to_ring:
-                self._queue.ring(event_type, event_id)
+        for ring in done.to_ring:
+            with telemetry.continued(ring.traceparent):
+                self._queue.ring(ring.type, ring.event_id)

@@ -179,23 +179,15 @@ class KeyArn:
         return self.key_id.startswith("mrk-")
 
 
-_PARTITION = r"aws|aws-us-gov|aws-cn|aws-eusc|aws-iso|aws-iso-b"
-_KEY_ARN = re.compile(
-    rf"arn:({_PARTITION}):kms:([a-z]{{2,4}}(?:-[a-z]+)+-[0-9]):([0-9]{{12}}):key/([0-9a-f-]{{36}}|mrk-[0-9a-f]{{32}})"
-)
-_ROLE_ARN = re.compile(
-    rf"arn:({_PARTITION}):iam::([0-9]{{12}}):role/(?:[\x21-\x7e]{{1,510}}/)?[\w+=,.@-]{{1,64}}", re.ASCII
-)
 _EXTERNAL_ID = re.compile(r"[\w+=,.@:/-]{16,1224}", re.ASCII)
 
 
 def parse_key_arn(arn: str) -> KeyArn:
     """Parse and check a KMS key's ARN. Raises Invalid (``keyArn``); an alias or a bare key id is refused, since what an
     alias points at can change without us seeing it."""
-    found = _KEY_ARN.fullmatch(arn)
+    found = KEY_ARN.fullmatch(arn)
     if found is None:
-        alias = ":alias/" in arn or arn.startswith("alias/")
-        why = "an alias is refused; give" if alias else "not a KMS key ARN; give"
+        why = "an alias is refused; give" if is_alias(arn) else "not a KMS key ARN; give"
         raise Invalid({"keyArn": f"{why} the key's own ARN, arn:aws:kms:REGION:ACCOUNT:key/KEY-ID"})
     return KeyArn(*found.groups())
 
@@ -207,7 +199,7 @@ def check_connection(role_arn: str, key_arn: str, external_id: str) -> KeyArn:
     same.
     """
     key = parse_key_arn(key_arn)
-    role = _ROLE_ARN.fullmatch(role_arn)
+    role = ROLE_ARN.fullmatch(role_arn)
     if role is None:
         raise Invalid({"roleArn": "not an IAM role ARN; give arn:aws:iam::ACCOUNT:role/NAME"})
     if role[1] != key.partition:

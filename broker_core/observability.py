@@ -75,6 +75,7 @@ def configure_logging(stream: TextIO, level: int | str = logging.INFO) -> None:
             use_get_message=False,  # the template alone: arguments are where libraries put what they were given
         )
     )
+    logging.raiseExceptions = False  # else a full disk makes Python print the record's arguments to stderr
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level)

@@ -249,7 +249,6 @@ class Attempt:
     attempts: int
     setting: Setting
     secret_version: int  # of the blob now in place; 0 for none
-    traceparent: str | None = None
 
 
 class CustodyStore(Protocol):
@@ -274,10 +273,19 @@ class CustodyStore(Protocol):
 
 
 @dataclass(frozen=True)
+class Ring:
+    """An event to be rung for, and the trace that it was accepted in, which the ring continues."""
+
+    type: EventType
+    event_id: UUID
+    traceparent: str | None
+
+
+@dataclass(frozen=True)
 class Housekeeping:
     """What one run of the reconciler did."""
 
-    to_ring: Sequence[tuple[EventType, UUID]]
+    to_ring: Sequence[Ring]
     expired: int
     closed_unknown: int
 
@@ -329,6 +337,17 @@ class Failure:
     aws_code: str
     request_id: str | None
     found_by: FoundBy
+
+
+class FailureLog(Protocol):
+    """Where key failures are recorded that others than the sweep meet, so that a busy secret does not wait for it."""
+
+    def seen(self, failure: Failure) -> bool:
+        """Record it. Never raises. False: so many connections turned at once that it is taken for a fault of ours, and
+        nobody is to be blamed (INV-8)."""
+
+    def brakes(self) -> bool:
+        """Whether a refusal would be taken for a fault of ours now. Never raises."""
 
 
 @dataclass(frozen=True)

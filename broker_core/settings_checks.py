@@ -1,7 +1,7 @@
 """What makes the text of a setting acceptable: one function per kind of value, each returns what Settings keeps.
 
 Every function raises Unacceptable with words that follow the variable's name, say what to do, and never repeat the
-text. Pure but for ``readable_file``; imports nothing of ours.
+text. Pure but for ``readable_file``; of ours it imports ``aws_names`` only.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ import os
 import re
 from collections.abc import Callable
 from urllib.parse import SplitResult, parse_qs, unquote, urlsplit
+
+from broker_core import aws_names
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -148,64 +150,47 @@ def proxy_url(value: str) -> str:
     return value
 
 
-#: the suffixes under which AWS's partitions answer for STS and KMS
-AWS_SUFFIXES = (
-    ".amazonaws.com",
-    ".amazonaws.com.cn",
-    ".amazonaws.eu",
-    ".api.aws",
-    ".api.amazonwebservices.com.cn",
-    ".c2s.ic.gov",
-    ".sc2s.sgov.gov",
-)
+# ---------------------------------------------------------------- AWS names
 
 
 def aws_endpoint(value: str) -> str:
-    """An endpoint for STS and KMS: https on AWS's own suffix, or loopback. Anyone else would be sent every value."""
-    parts = _split(value)
-    host = (parts.hostname or "").lower()
-    local = parts.scheme in ("http", "https") and _is_local(host)
-    own = parts.scheme == "https" and host.endswith(AWS_SUFFIXES)
-    if not (local or own) or parts.username is not None or parts.query or parts.fragment:
-        raise Unacceptable("must be https:// on AWS's own suffix (as kms.REGION.amazonaws.com) or loopback: remove it")
+    """An endpoint for KMS or STS: https and AWS's own, or loopback. Anyone else would be sent every value."""
+    if not aws_names.is_endpoint(value):
+        raise Unacceptable(
+            "must be https:// on AWS's own suffix, for KMS or STS (as https://kms.REGION.amazonaws.com), or loopback:"
+            " remove it"
+        )
     return value
-
-
-# ---------------------------------------------------------------- AWS names
-
-_PARTITION = r"aws|aws-us-gov|aws-cn|aws-eusc|aws-iso|aws-iso-b"
-_KMS_KEY = re.compile(
-    rf"arn:(?:{_PARTITION}):kms:[a-z]{{2,4}}(?:-[a-z]+)+-[0-9]:[0-9]{{12}}:key/(?:[0-9a-f-]{{36}}|mrk-[0-9a-f]{{32}})"
-)
-_ROLE = re.compile(
-    rf"arn:(?:{_PARTITION}):iam::[0-9]{{12}}:role/(?:[\x21-\x7e]{{1,510}}/)?[\w+=,.@-]{{1,64}}", re.ASCII
-)
 
 
 def kms_key_arn(value: str) -> str:
     """A key's own ARN."""
-    if ":alias/" in value or value.startswith("alias/"):
+    if aws_names.is_alias(value):
         raise Unacceptable("is an alias, which can come to point at another key: give the key's own ARN (…:key/KEY-ID)")
-    if not _KMS_KEY.fullmatch(value):
+    if not aws_names.KEY_ARN.fullmatch(value):
         raise Unacceptable("must be a KMS key's ARN: arn:aws:kms:REGION:ACCOUNT:key/KEY-ID")
     return value
 
 
 def role_arn(value: str) -> str:
     """An IAM role's ARN."""
-    if not _ROLE.fullmatch(value):
+    if not aws_names.ROLE_ARN.fullmatch(value):
         raise Unacceptable("must be an IAM role's ARN: arn:aws:iam::ACCOUNT:role/NAME")
     return value
 
 
 def account_id(value: str) -> str:
     """An AWS account."""
-    if not re.fullmatch(r"[0-9]{12}", value):
+    if not aws_names.ACCOUNT_ID.fullmatch(value):
         raise Unacceptable("must be an AWS account id of 12 digits")
     return value
 
 
 # ---------------------------------------------------------------- keys, networks, files
+
+
+#: a platform key's id, for ``fullmatch``
+PLATFORM_KEY_ID = re.compile(r"[A-Za-z0-9_-]{1,32}")
 
 
 def platform_keys(value: str) -> str:
@@ -222,7 +207,7 @@ def _platform_key(entry: str) -> str:
         key = base64.b64decode(encoded, validate=True)
     except (binascii.Error, ValueError):
         key = b""
-    if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", kid) or len(key) != 32:
+    if not PLATFORM_KEY_ID.fullmatch(kid) or len(key) != 32:
         raise Unacceptable("must be kid:base64(32 random bytes), others after commas: `openssl rand -base64 32`")
     return kid
 

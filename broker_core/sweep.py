@@ -24,7 +24,7 @@ from uuid import UUID
 from broker_core import context, telemetry
 from broker_core.audit import Intent, Outcome, Result
 from broker_core.canary import CANARY_BYTES, Canaries, result_of
-from broker_core.errors import BrokerError, KeyServiceError, KeyState, Transient
+from broker_core.errors import BrokerError, KeyServiceError, KeyState, Transient, Unavailable
 from broker_core.model import Connection, FoundBy, Purpose
 from broker_core.ports import AuditStore, Clock, DueCheck, DueProbe, Failure, KeyService, KeyUse, SweepStore
 from broker_core.secret import Plaintext
@@ -103,14 +103,22 @@ class Sweep:
             self._for_each(_by_connection(batch), self._check_connection)
         return len(due)
 
-    def seen(self, failure: Failure) -> None:
-        """Record what an injection found. Never raises: a record that fails must not change the caller's answer."""
+    def seen(self, failure: Failure) -> bool:
+        """See ``ports.FailureLog``."""
         try:
-            self._record.add(failure)
+            return self._record.add(failure)
         except Exception:  # noqa: BLE001 - whatever it is, the injector's own error matters more
             telemetry.log().error(
                 "sweep.record_failed", workspace_id=failure.workspace_id, connection_id=str(failure.connection_id)
             )
+            return True
+
+    def brakes(self) -> bool:
+        """See ``ports.FailureLog``."""
+        try:
+            return self._record.brakes()
+        except Unavailable:
+            return False
 
     # ------------------------------------------------------------ probes
 
@@ -195,19 +203,21 @@ class _Record:
         self._limits = limits
         self._alarmed_at: float | None = None
 
-    def add(self, failure: Failure) -> None:
-        """Open or see again, by state; nothing for what may work in a moment. Raises Unavailable."""
+    def add(self, failure: Failure) -> bool:
+        """Open or see again, by state; nothing for what may work in a moment. False where the brake takes it for a
+        fault of ours. Raises Unavailable."""
         if failure.state is KeyState.TRANSIENT:
-            return
+            return True
         if failure.state in _BLAMES_NOBODY:
             self._tell_operator(f"sweep.{failure.state.value}", failure)
         elif failure.state in CONNECTION_WIDE and failure.connection_id is not None:
             failure = replace(failure, secret_id=None)
-        if failure.secret_id is None and failure.state not in _BLAMES_NOBODY and self._brakes():
-            return
+        if failure.secret_id is None and failure.state not in _BLAMES_NOBODY and self.brakes():
+            return False
         self._store.open_failure(failure)
+        return True
 
-    def _brakes(self) -> bool:
+    def brakes(self) -> bool:
         """Whether so many turned at once that the fault is taken for ours (INV-8). The alarm rings once a minute or so,
         however many turn."""
         turned, verified = self._store.turned_share(self._limits.brake_within)

@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
+    from broker_core.adapters.aws_clients import AwsClients
+    from broker_core.adapters.upstream import HttpsUpstream
     from broker_core.dev.aws import AwsDouble
     from broker_core.dev.postgres import Postgres
     from broker_core.dev.upstream import SampleUpstream
@@ -213,11 +216,51 @@ def environment(
     return settings_for(clean_database, queue_valkey, claims_valkey, aws, upstream)
 
 
-@pytest.fixture
-def live(environment: dict[str, str], aws: AwsDouble, upstream: SampleUpstream) -> Iterator[Live]:
-    """An App on this worker's real servers, with a workspace of its own (``tests/live.py``)."""
-    from tests.live import live_app
+@pytest.fixture(scope="session")
+def clients(aws: AwsDouble, _upstream_server: SampleUpstream) -> AwsClients:
+    """Our account's clients, on this worker's AWS double."""
+    from broker_core.dev.wiring import clients_for
+    from tests.live import settings_for
 
-    aws.faults.clear()
-    with live_app(environment, aws, upstream) as app:
-        yield app
+    servers = "postgresql://localhost/unused", "redis://localhost:1", "redis://localhost:2"
+    return clients_for(settings_for(*servers, aws, _upstream_server))
+
+
+@pytest.fixture(scope="session")
+def way_out(_upstream_server: SampleUpstream) -> HttpsUpstream:
+    """The real way out, which trusts this worker's sample upstream."""
+    from broker_core.adapters.clock import SystemClock
+    from broker_core.adapters.egress import Egress
+    from broker_core.adapters.upstream import HttpsUpstream
+
+    return HttpsUpstream(Egress(["127.0.0.0/8", "::1/128"]), SystemClock(), str(_upstream_server.ca_file))
+
+
+@pytest.fixture
+def live_with(
+    environment: dict[str, str], aws: AwsDouble, upstream: SampleUpstream, clients: AwsClients
+) -> Iterator[Callable[..., Live]]:
+    """Makes a ``Live`` with settings changed or ports replaced: ``live_with({"BROKER_…": "…"}, keys=…)``."""
+    from broker_core.bootstrap import build_app
+    from broker_core.settings import Settings
+    from tests.live import Live, RecordingQueue
+
+    with ExitStack() as opened:
+
+        def make(changed: dict[str, str] | None = None, *, to: SampleUpstream = upstream, **ports: Any) -> Live:
+            queue, changes = RecordingQueue(), {**environment, **(changed or {})}
+            app = build_app(Settings.from_environment(changes), **{"queue": queue, "clients": clients, **ports})
+            opened.callback(app.close)
+            made = Live(app, aws, to, changes, queue)
+            app.store.put_workspace(made.workspace, "enterprise")
+            return made
+
+        aws.faults.clear()
+        opened.callback(aws.faults.clear)
+        yield make
+
+
+@pytest.fixture
+def live(live_with: Callable[..., Live], way_out: HttpsUpstream) -> Live:
+    """An App on this worker's real servers, with a workspace of its own."""
+    return live_with(upstream=way_out)

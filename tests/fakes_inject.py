@@ -71,9 +71,14 @@ class FakeFailureLog:
     """The ``FailureLog`` port."""
 
     seen_failures: list[Failure] = field(default_factory=list)
+    is_braking: bool = False
 
-    def seen(self, failure: Failure) -> None:
+    def seen(self, failure: Failure) -> bool:
         self.seen_failures.append(failure)
+        return not self.is_braking
+
+    def brakes(self) -> bool:
+        return self.is_braking
 
 
 class _NotedKeys(FakeKeyService):

@@ -9,15 +9,12 @@ botocore's own parts (and nothing else that is AWS) are imported here, in ``sess
 
 from __future__ import annotations
 
-import ipaddress
-import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import botocore.session
 from botocore.config import Config
@@ -25,23 +22,11 @@ from botocore.configprovider import ConfiguredEndpointProvider
 from botocore.credentials import Credentials
 from botocore.exceptions import BotoCoreError, NoCredentialsError
 
+from broker_core.aws_names import is_endpoint
 from broker_core.errors import ConfigurationError
 
 CONNECT_SECONDS: Final = 1.0
 READ_SECONDS: Final = 3.0
-
-#: https://docs.aws.amazon.com/general/latest/gr/rande.html: classic and dual-stack names of each partition
-SUFFIXES: Final = {
-    "aws": ("amazonaws.com", "api.aws"),
-    "aws-us-gov": ("amazonaws.com", "api.aws"),
-    "aws-cn": ("amazonaws.com.cn", "api.amazonwebservices.com.cn"),
-    "aws-eusc": ("amazonaws.eu", "api.amazonwebservices.eu"),
-    "aws-iso": ("c2s.ic.gov", "api.aws.ic.gov"),
-    "aws-iso-b": ("sc2s.sgov.gov", "api.aws.scloud"),
-}
-
-#: amazonaws.com alone proves nothing: customers' buckets, load balancers and API gateways live under it too
-_SERVICE_HOST = r"(?:vpce-[a-z0-9-]+\.)?(?:kms|sts)(?:-fips)?(?:\.[a-z]{2,4}(?:-[a-z]+)+-[0-9])?(?:\.vpce)?\."
 
 
 @dataclass(frozen=True)
@@ -68,37 +53,13 @@ def check_endpoint(url: str, partition: str | None = None, *, name: str = "AWS_E
     Whoever answers at the endpoint receives every value in plain text. Raises ConfigurationError, which names the
     setting ``name`` and says what to do; it does not repeat the URL, which may hold a password.
     """
-    parts = _split(url)
-    if parts is not None:
-        scheme, host = parts
-        if _is_loopback(host) and scheme in ("http", "https"):
-            return
-        suffixes = SUFFIXES.get(partition, ()) if partition else sum(SUFFIXES.values(), ())
-        if scheme == "https" and any(re.fullmatch(_SERVICE_HOST + re.escape(suffix), host) for suffix in suffixes):
-            return
+    if is_endpoint(url, partition):
+        return
     where = f"of partition {partition}" if partition else "of KMS or STS"
     raise ConfigurationError(
         f"{name} is neither an https endpoint of AWS's own {where}, such as https://kms.eu-west-1.amazonaws.com, "
         "nor a loopback address; unset it to use AWS's own endpoints (a proxy goes into BROKER_AWS_PROXY)"
     )
-
-
-def _split(url: str) -> tuple[str, str] | None:
-    """Scheme and host of a bare endpoint; None where the URL has more to it than an endpoint may have."""
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname or "", parts.port
-    except ValueError:
-        return None
-    is_bare = parts.path in ("", "/") and not parts.query and not parts.fragment and "@" not in parts.netloc
-    return (parts.scheme, host) if is_bare and url.isascii() and url.isprintable() and " " not in url else None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 _signing: ContextVar[Credentials] = ContextVar("broker_aws_signing")

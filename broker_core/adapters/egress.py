@@ -135,7 +135,11 @@ class Egress:
         answers: queue.SimpleQueue[list[IPAddress] | None] = queue.SimpleQueue()
         if not self._free_lookups.acquire(timeout=max(0.0, seconds)):
             raise UpstreamError("the name was not resolved in time", code="upstream_timeout")
-        threading.Thread(target=self._answer, args=(destination, answers), name="resolve", daemon=True).start()
+        try:
+            threading.Thread(target=self._answer, args=(destination, answers), name="resolve", daemon=True).start()
+        except RuntimeError:  # out of threads for a moment: the place must not be lost for ever
+            self._free_lookups.release()
+            raise
         found: list[IPAddress] | BrokerError | None
         try:
             found = answers.get(timeout=max(0.0, seconds))

@@ -56,8 +56,8 @@ class BrokeredResponse:
     """The upstream's answer, redacted."""
 
     status: int
-    reason: str
-    headers: Sequence[tuple[str, str]]
+    reason: str = field(repr=False)  # with the headers and body: values under 8 bytes are not redacted
+    headers: Sequence[tuple[str, str]] = field(repr=False)
     body: bytes = field(repr=False)
     audit_id: UUID
 

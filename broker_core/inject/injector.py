@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Protocol, TypeVar
+from typing import TypeVar
 from uuid import UUID
 
 from opentelemetry.trace import Span, SpanKind
@@ -46,6 +46,7 @@ from broker_core.ports import (
     Clock,
     Destination,
     Failure,
+    FailureLog,
     InjectStore,
     KeyService,
     KeyUse,
@@ -69,13 +70,6 @@ class InjectLimits:
     upstream_seconds: float = 30.0
     key_seconds: float = 10.0  # of it, at most so many for one use of a key
     max_bytes: int = 10 * 1024 * 1024  # of a request's body, and of an answer's, decoded
-
-
-class FailureLog(Protocol):
-    """Where key failures that injections meet are recorded, so that a busy secret does not wait for the sweep."""
-
-    def seen(self, failure: Failure) -> None:
-        """Record it. Never raises."""
 
 
 @dataclass
@@ -285,23 +279,23 @@ class Injector:
         try:
             done = work()
         except BrokerError as error:
-            self._fail(uses, error)
-            raise
+            if self._fail(uses, error):
+                raise
+            fault: BrokerError = _taken_for_ours(error)
         except Exception:  # noqa: BLE001 - a fault of ours, of any kind
             fault = BrokerError("a fault of the broker's; its audit row says how far it got")
+            self._fail(uses, fault)
         else:
             self._end([(use, use.result(Outcome.OK)) for use in uses])  # 12
             return done
-        self._fail(uses, fault)
         raise fault
 
-    def _fail(self, uses: Sequence[_Use], error: BrokerError) -> None:
+    def _fail(self, uses: Sequence[_Use], error: BrokerError) -> bool:
         """Close the rows: the last one that was begun is the one that failed; what was decrypted before it is dropped,
-        what would have come after it was never asked."""
+        what would have come after it was never asked. False where the error is taken for a fault of ours (INV-8)."""
         failed = [use for use in uses if use.is_begun][-1]
         self._end([(use, use.failed(error) if use is failed else use.abandoned()) for use in uses])
-        if isinstance(error, KeyServiceError):
-            self._failures.seen(_failure(failed, error))
+        return not isinstance(error, KeyServiceError) or self._failures.seen(_failure(failed, error))
 
     def _end(self, results: Sequence[tuple[_Use, Result]]) -> None:
         """Write the outcomes. What is done is done: where they cannot be written the answer stands, and the reconciler
@@ -348,6 +342,11 @@ def _failure(use: _Use, error: KeyServiceError) -> Failure:
         request_id=error.receipt.kms_request_id or error.receipt.assume_request_id,
         found_by=FoundBy.INJECT,
     )
+
+
+def _taken_for_ours(error: BrokerError) -> Transient:
+    receipt = error.receipt if isinstance(error, KeyServiceError) else Receipt()
+    return Transient("many customers' keys refuse at once, which is taken for a fault of ours", receipt=receipt)
 
 
 def _changing() -> Unavailable:

@@ -58,20 +58,26 @@ def prepare(call: Call, address: Address, max_body: int) -> Prepared:
             raise Invalid({"headers": "a header's name is not an RFC 9110 token"})
         if not _FIELD_VALUE.fullmatch(text):
             raise Invalid({"headers": "a header's value holds a line break, a control or a non-Latin-1 character"})
-    kept = [(name, text.strip(" \t")) for name, text in passing(call.headers) if name.lower() not in _OURS]
+    kept = [(name, text.strip(" \t")) for name, text in passing(call.headers) if _as_variable(name) not in _OURS]
     return Prepared(call.method, address, kept, call.body)
 
 
 def passing(headers: Headers) -> list[tuple[str, str]]:
     """The headers that may cross us: not of the connection, not nominated by ``Connection``, not our own."""
-    lowered = [(name.lower(), text) for name, text in headers]
-    nominated = {part.strip().lower() for name, text in lowered if name == "connection" for part in text.split(",")}
+    nominated = {
+        _as_variable(part.strip()) for name, text in headers if name.lower() == "connection" for part in text.split(",")
+    }
     dropped = HOP_BY_HOP | nominated
     return [
         (name, text)
         for name, text in headers
-        if name.lower() not in dropped and not name.lower().startswith(("axiorank-", "proxy-"))
+        if _as_variable(name) not in dropped and not _as_variable(name).startswith(("axiorank-", "proxy-"))
     ]
+
+
+def _as_variable(name: str) -> str:
+    """One spelling of a header's name: CGI and WSGI servers hand X_Api_Key and X-Api-Key on as one variable."""
+    return name.lower().replace("_", "-")
 
 
 def apply(injection: Injection, value: bytes, request: Prepared) -> WireRequest:
@@ -90,9 +96,8 @@ def _header(injection: Injection, value: bytes) -> tuple[str, str]:
 
 
 def _with_header(headers: Headers, name: str, text: str) -> list[tuple[str, str]]:
-    # CGI and WSGI servers hand X_Api_Key and X-Api-Key on as one variable, and the last one may win
-    same = name.lower().replace("_", "-")
-    return [*((other, kept) for other, kept in headers if other.lower().replace("_", "-") != same), (name, text)]
+    same = _as_variable(name)
+    return [*((other, kept) for other, kept in headers if _as_variable(other) != same), (name, text)]
 
 
 def with_parameter(target: str, name: str, value: bytes) -> str:

@@ -16,12 +16,12 @@ Pure; imports only injection.
 from __future__ import annotations
 
 import base64
+import binascii
 import html
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from urllib.parse import unquote_to_bytes
 
 from broker_core.injection import SHORTEST_REDACTED
 
@@ -55,7 +55,9 @@ _PERCENT_TABLES = tuple(
 )
 _PLAIN = re.compile(rb"[A-Za-z0-9._-]+")
 _UNICODE = re.compile(r"\\u[0-9a-f]{4}")
-_ESCAPED = re.compile(rb"\\u00([0-9a-fA-F]{2})")
+#: what begins an escape of one byte
+_PERCENT_ESCAPE = re.compile(rb"%(?=[0-9a-fA-F]{2})")
+_JSON_ESCAPE = re.compile(rb"\\u00(?=[0-9a-fA-F]{2})")
 
 
 def forms(value: bytes) -> frozenset[bytes]:
@@ -171,10 +173,12 @@ class Redactor:
     def finds_in(self, data: bytes) -> bool:
         """Whether a form stands in ``data`` as it is, percent-decoded, or with JSON's ``\\u00XX`` undone."""
         readings = [data]
-        if b"%" in data or b"+" in data:
-            readings += [unquote_to_bytes(data), unquote_to_bytes(data.replace(b"+", b" "))]
+        if b"%" in data:
+            readings.append(_undone(data, _PERCENT_ESCAPE))
+        if b"+" in data:
+            readings.append(_undone(data.replace(b"+", b" "), _PERCENT_ESCAPE))
         if b"\\u00" in data:
-            readings.append(_ESCAPED.sub(lambda found: bytes([int(found[1], 16)]), data))
+            readings.append(_undone(data, _JSON_ESCAPE))
         return any(form.text in reading for form in self._forms for reading in readings)
 
     def spans(self, data: bytes) -> list[Span]:
@@ -187,6 +191,16 @@ class Redactor:
             for start, end in _occurrences(data, form.text)
         ]
         return sorted(found, key=lambda span: span[0])  # stable: the forms come longest first
+
+
+def _undone(data: bytes, escape: re.Pattern[bytes]) -> bytes:
+    """The data with each escape as the byte that it stands for.
+
+    No Python code runs for each of them, as it does in ``unquote_to_bytes``: the caller chooses the body, and ten
+    megabytes of percent signs would keep every thread of a worker waiting for twenty seconds. So the escapes are
+    written as those of quoted-printable, whose decoder is in C.
+    """
+    return binascii.a2b_qp(escape.sub(b"=", data.replace(b"=", b"=3D")))
 
 
 def _occurrences(data: bytes, form: bytes) -> Iterator[tuple[int, int]]:

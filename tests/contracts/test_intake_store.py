@@ -300,8 +300,16 @@ class TestReconcile:
         """An event whose time to be tried has come is claimed for the doorbell, once."""
         event = store.accept(draft(workspace)).event
         store.hold(begin(store, event.id), EventState.ACCEPTED, Result(Outcome.FAILED), 0)
-        assert (EventType.CREATED, event.id) in store.reconcile(500, 3600).to_ring
-        assert (EventType.CREATED, event.id) not in store.reconcile(500, 3600).to_ring
+        assert event.id in [ring.event_id for ring in store.reconcile(500, 3600).to_ring]
+        assert event.id not in [ring.event_id for ring in store.reconcile(500, 3600).to_ring]
+
+    def test_a_ring_continues_the_events_trace(self, store: Any, workspace: str) -> None:
+        """Whoever rings again does so in the trace that the event was accepted in."""
+        parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+        event = store.accept(draft(workspace, traceparent=parent)).event
+        store.hold(begin(store, event.id), EventState.ACCEPTED, Result(Outcome.FAILED), 0)
+        (ring,) = (ring for ring in store.reconcile(500, 3600).to_ring if ring.event_id == event.id)
+        assert ring.traceparent == parent
 
     def test_an_event_over_its_time_expires(self, store: Any, workspace: str) -> None:
         """At the claim's end the key goes, and the event ends ``expired``."""

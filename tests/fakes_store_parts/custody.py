@@ -8,7 +8,7 @@ from uuid import UUID
 
 from broker_core.audit import Intent, Outcome, Result
 from broker_core.model import TRANSITIONS, WAITING, Blob, CipherName, EventState, Purpose
-from broker_core.ports import Attempt, Housekeeping
+from broker_core.ports import Attempt, Housekeeping, Ring
 from tests.fakes_store_parts.rows import EventRow, Rows, SecretRow
 
 
@@ -32,7 +32,6 @@ class CustodyRoom(Rows):
                 attempts=row.attempts,
                 setting=setting,
                 secret_version=secret.version,
-                traceparent=row.traceparent,
             )
 
     def keep(self, attempt: Attempt, blob: Blob, result: Result) -> EventState | None:
@@ -101,7 +100,9 @@ class CustodyRoom(Rows):
             rung = sorted(due, key=lambda row: row.ring_at)[:limit]
             for row in rung:
                 row.ring_at = now + timedelta(seconds=self._lease_seconds)
-            return Housekeeping([(row.type, row.id) for row in rung], len(expired), len(unknown))
+            return Housekeeping(
+                [Ring(row.type, row.id, row.traceparent) for row in rung], len(expired), len(unknown)
+            )
 
     def _put_blob(self, secret: SecretRow, version: int, blob: Blob, attempt: Attempt, now: datetime) -> None:
         connection = attempt.setting.connection

@@ -10,7 +10,7 @@ import pytest
 
 from broker_core.audit import Outcome
 from broker_core.context import EncryptionContext, for_secret
-from broker_core.custody import MOST_CRASHES, MOST_RESTARTS
+from broker_core.custody import MOST_CRASHES, MOST_RESTARTS, Custody
 from broker_core.errors import Denied, Integrity, KeyState, Misconfigured, Transient, Unavailable
 from broker_core.model import Blob, CipherName, Connection, EventState, EventType, SecretStatus
 from broker_core.secret import Plaintext
@@ -229,6 +229,15 @@ class TestLost:
 
 class TestRefused:
     """BYOK is on and the key says no."""
+
+    def test_with_the_brake_on_nobody_is_blamed(self, world: TakingIn, connection: Connection) -> None:
+        """Many customers refusing at once is taken for a fault of ours: the event stays ``accepted`` (INV-8)."""
+        receipt = world.accept()
+        world.keys.fail(Denied("no", aws_code="AccessDenied"))
+        custody = Custody(world.store, world.claims, world.keys, world.platform, new_id=uuid4, brakes=lambda: True)
+        with pytest.raises(Transient):
+            custody.run(receipt.id)
+        assert world.state(receipt.id) is EventState.ACCEPTED
 
     @pytest.mark.parametrize(
         "error",

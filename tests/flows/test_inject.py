@@ -251,6 +251,16 @@ class TestKeyFailures:
         assert broker.result.receipt.kms_request_id == failure.request_id
         assert broker.upstream.sent == []
 
+    def test_with_the_brake_on_nobody_is_blamed(self, broker: Broker) -> None:
+        """Many customers refusing at once is taken for a fault of ours: the caller may try again (INV-8)."""
+        broker.keys.fail(Denied("no", state=KeyState.ROLE_REFUSED, aws_code="AccessDenied"))
+        broker.failures.is_braking = True
+
+        with pytest.raises(Transient):
+            broker.injector.send(call())
+
+        assert broker.result.code == "role_refused"  # the audit row says what AWS said
+
     def test_another_rows_blob_does_not_open(self, broker: Broker) -> None:
         """A blob that was moved to another name is an integrity failure (INV-2)."""
         (row,) = broker.store.rows

@@ -41,5 +41,6 @@ def test_its_audit_row_is_closed(world: TakingIn) -> None:
     with pytest.raises(Unavailable):
         world.custody.run(receipt.id)
     (use,) = world.store.uses(WORKSPACE)
-    assert use.result is not None and use.result.outcome is Outcome.FAILED
+    assert use.result is not None
+    assert use.result.outcome is Outcome.FAILED
     assert world.state(receipt.id) is EventState.ACCEPTED

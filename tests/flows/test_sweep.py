@@ -522,6 +522,24 @@ class TestBrake:
 
         assert len(customers.store.failures()) == customers.limits.brake_minimum
 
+    def test_says_so_to_who_asks(self) -> None:
+        """An injection that found a refusal, and custody before it blames, learn that the brake is on."""
+        customers, connections = self.many(6)
+        answers = [
+            customers.sweep.seen(
+                Failure(each.workspace_id, each.id, None, KeyState.KEY_DISABLED, "", None, FoundBy.INJECT)
+            )
+            for each in connections
+        ]
+        assert answers == [True] * 5 + [False]
+        assert customers.sweep.brakes()
+
+    def test_is_off_while_nobody_can_tell(self) -> None:
+        """With the database away the brake is off: it changes who is blamed, and blames nobody by itself."""
+        customers, _ = self.many(6)
+        customers.store.is_away = True
+        assert not customers.sweep.brakes()
+
     def test_a_few_of_a_few_are_believed(self) -> None:
         """Below the minimum the share says nothing: four customers of four may have revoked."""
         customers, _ = self.many(4)

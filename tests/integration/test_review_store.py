@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 from uuid import uuid4
 
 import psycopg
@@ -11,12 +12,12 @@ import pytest
 from broker_core.adapters.store import Database, Store
 from broker_core.adapters.store.sweep import _BUDGETS, _DUE_PROBES
 from broker_core.audit import Intent
-from broker_core.model import EventState, EventType
+from broker_core.model import EventState, Purpose
 from tests.databases import plain
 from tests.store_setup import OK, begun, blob_for, connected, draft, stored
 
 WORKSPACE = "ws_review"
-_ROUNDS = {
+_ROUNDS: dict[str, tuple[str, dict[str, Any]]] = {
     "checks": (_BUDGETS, {"burst": 2.0, "limit": 100, "per_second": 5}),
     "probes": (_DUE_PROBES, {"limit": 100, "every": 300, "unhealthy": 60}),
 }
@@ -67,7 +68,7 @@ class TestReconcile:
             other.execute("SELECT FROM secret_events WHERE id = %s FOR UPDATE", [held.id])
             done = store.reconcile(100, 900)
         assert store.event(WORKSPACE, over.id).state is EventState.EXPIRED
-        assert done.to_ring == [(EventType.CREATED, due.id)]
+        assert [ring.event_id for ring in done.to_ring] == [due.id]
 
     def test_a_use_whose_row_is_held_stops_no_other(self, store: Store, clean_database: str) -> None:
         """While one use's row is locked, the others are closed as unknown."""
@@ -100,7 +101,5 @@ def test_an_intent_of_a_neighbour_does_not_open_a_use(store: Store) -> None:
     secret_id = stored(store, WORKSPACE)
     store.put_workspace("ws_neighbour", "enterprise")
     (candidate,) = store.candidates(WORKSPACE, "agent-1", None)
-    from broker_core.model import Purpose
-
     forged = Intent(uuid4(), "ws_neighbour", Purpose.INJECT, candidate.blob.cipher, secret_id=secret_id, version=1)
     assert not store.begin_uses([forged])

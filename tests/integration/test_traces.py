@@ -149,3 +149,23 @@ def test_attributes_are_from_the_fixed_set(live: Live, exporter: InMemorySpanExp
     used = {key for span in exporter.get_finished_spans() for key in (span.attributes or {})}
     assert used
     assert used <= telemetry.ATTRIBUTES
+
+
+def test_a_second_ring_is_in_the_events_trace(live: Live, exporter: InMemorySpanExporter) -> None:
+    """An event that was held and is rung for again stays in the trace that it was accepted in."""
+    customer = live.customer()
+    live.connect(customer)
+    customer.disable_key()
+    receipt = live.publish()
+    assert live.work() == [EventState.REFUSED]
+    live.app.store._database.run(
+        "due_now", "UPDATE secret_events SET ring_at = now() WHERE id = %(id)s", {"id": receipt.id}
+    )
+    queue = DramatiqQueue(make_broker(live.environment["BROKER_REDIS_URL"]))
+    with live_app(live.environment, live.aws, live.upstream, queue=queue) as other:
+        other.app.reconcile()
+    queue.close()
+    accepted, rung = named(exporter, "intake.accept"), named(exporter, "queue.enqueue")
+    assert accepted.context is not None
+    assert rung.context is not None
+    assert rung.context.trace_id == accepted.context.trace_id

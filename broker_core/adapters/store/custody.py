@@ -20,10 +20,12 @@ from broker_core.adapters.store.rows import (
 )
 from broker_core.audit import Outcome, Result
 from broker_core.model import Blob, EventState, EventType
-from broker_core.ports import Attempt, Housekeeping
+from broker_core.ports import Attempt, Housekeeping, Ring
 
 #: seconds after which the reconciler rings again for an attempt that did not report back
 ATTEMPT_SECONDS = 60
+#: rows that one run of the reconciler expires, and closes; the next run comes in seconds
+MOST_AT_ONCE = 5000
 
 # The message carries an id and no workspace; from here on, each part is reached through the event's own.
 _BEGIN = f"""
@@ -39,7 +41,7 @@ _BEGIN = f"""
             CASE WHEN w.connection_id IS NULL THEN 'platform' ELSE 'kms' END, w.connection_id, e.secret_id, e.name,
             e.version, e.id
         FROM e JOIN workspaces w ON w.id = e.workspace_id)
-    SELECT {EVENT_COLUMNS}, e.claim_key, e.attempts, e.traceparent, w.setting_version, {CONNECTION_COLUMNS},
+    SELECT {EVENT_COLUMNS}, e.claim_key, e.attempts, w.setting_version, {CONNECTION_COLUMNS},
         s.version AS secret_version
     FROM e
     JOIN workspaces w ON w.id = e.workspace_id
@@ -96,20 +98,25 @@ _HOLD_EVENT = """
         kms_request_id = %(kms_request_id)s, ended_at = now()
     WHERE workspace_id = %(workspace_id)s AND id = %(audit_id)s AND outcome IS NULL"""
 
-_EXPIRE = """
+# These serve every workspace: they skip what is locked, and take no more than a statement has time for.
+_EXPIRE = f"""
     UPDATE secret_events SET state = 'expired', reason = 'claim_time_over', claim_key = NULL, ended_at = now()
-    WHERE ended_at IS NULL AND claim_expires_at <= now()
+    WHERE id IN (
+        SELECT id FROM secret_events WHERE ended_at IS NULL AND claim_expires_at <= now()
+        ORDER BY claim_expires_at LIMIT {MOST_AT_ONCE} FOR UPDATE SKIP LOCKED)
     RETURNING id"""
-_CLOSE_UNKNOWN = """
+_CLOSE_UNKNOWN = f"""
     UPDATE audit_log SET outcome = 'unknown', ended_at = now()
-    WHERE outcome IS NULL AND started_at < now() - make_interval(secs => %(grace_seconds)s)
+    WHERE id IN (
+        SELECT id FROM audit_log WHERE outcome IS NULL AND started_at < now() - make_interval(secs => %(grace_seconds)s)
+        ORDER BY started_at LIMIT {MOST_AT_ONCE} FOR UPDATE SKIP LOCKED)
     RETURNING id"""
 _TO_RING = f"""
     UPDATE secret_events SET ring_at = now() + make_interval(secs => {ATTEMPT_SECONDS})
     WHERE id IN (
         SELECT id FROM secret_events WHERE ended_at IS NULL AND ring_at <= now()
         ORDER BY ring_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED)
-    RETURNING type, id"""
+    RETURNING type, id, traceparent"""
 
 
 class CustodySql:
@@ -158,7 +165,9 @@ class CustodySql:
         expired = self._database.run("expire", _EXPIRE, {})
         unknown = self._database.run("close_unknown", _CLOSE_UNKNOWN, {"grace_seconds": grace_seconds})
         ring = self._database.run("to_ring", _TO_RING, {"limit": limit})
-        return Housekeeping([(EventType(row.type), row.id) for row in ring], len(expired), len(unknown))
+        return Housekeeping(
+            [Ring(EventType(row.type), row.id, row.traceparent) for row in ring], len(expired), len(unknown)
+        )
 
 
 def _writes(attempt: Attempt, values: dict[str, Any], state: EventState) -> list[Statement]:
@@ -195,5 +204,4 @@ def _attempt_from(row: Row, audit_id: UUID) -> Attempt:
         attempts=row.attempts,
         setting=setting_from(row),
         secret_version=row.secret_version,
-        traceparent=row.traceparent,
     )

@@ -31,6 +31,8 @@ _Answer = TypeVar("_Answer")
 
 #: milliseconds; a statement of ours that runs longer is wrong, and a lock that is held longer belongs to a dead worker
 _TIMEOUTS = "-c lock_timeout=3000 -c statement_timeout=10000 -c idle_in_transaction_session_timeout=20000"
+#: a server that is gone cannot end a statement: then TCP does, after 15 s that nothing was acknowledged or is answered
+_LIVENESS = {"tcp_user_timeout": 15_000, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 
 
 class Taken(Conflict):
@@ -149,7 +151,12 @@ def _engine(url: str, pool: Pool) -> Engine:
         pool_timeout=pool.wait,
         pool_reset_on_return=None,  # every path above leaves a connection idle; the default would cost a round trip
         hide_parameters=True,
-        connect_args={"connect_timeout": pool.connect, "options": _TIMEOUTS, "application_name": "axiorank-broker"},
+        connect_args={
+            "connect_timeout": pool.connect,
+            "options": _TIMEOUTS,
+            "application_name": "axiorank-broker",
+            **_LIVENESS,
+        },
     )
 
 

@@ -23,6 +23,9 @@ _OPEN_FAILURE_OF = """EXISTS (
 #: what a connection may save up of its budget of checks, while nobody asks
 _BURST_SECONDS = 2.0
 
+# Connections are locked FOR NO KEY UPDATE: a blob that custody stores refers to its connection (FOR KEY SHARE), and
+# custody holds the secret that a round of checks goes on to.
+
 # Current connections, and older ones that blobs still need. 10 % of jitter spreads them.
 _DUE_PROBES = f"""
     UPDATE byok_connections c
@@ -32,7 +35,7 @@ _DUE_PROBES = f"""
         SELECT d.id FROM byok_connections d
         WHERE d.verified_at IS NOT NULL AND d.next_probe_at <= now() AND (d.status = 'current' OR EXISTS (
             SELECT FROM broker_secrets s WHERE s.workspace_id = d.workspace_id AND s.connection_id = d.id))
-        ORDER BY d.next_probe_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED)
+        ORDER BY d.next_probe_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED)
     RETURNING {CONNECTION_COLUMNS}, c.canary"""
 
 # Which connections may be asked now, and how often (a token bucket in check_ready_at, of two seconds or one check). A
@@ -50,7 +53,7 @@ _BUDGETS = f"""
         SELECT FROM broker_secrets s
         WHERE s.workspace_id = c.workspace_id AND s.connection_id = c.id AND s.checked_at < c.healed_at),
         c.check_ready_at
-    LIMIT %(limit)s FOR UPDATE SKIP LOCKED"""
+    LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED"""
 _CLAIM_CHECKS = """
     UPDATE broker_secrets u SET check_lease_until = now() + interval '2 minutes'
     WHERE u.workspace_id = %(workspace_id)s AND u.id IN (

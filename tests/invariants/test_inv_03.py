@@ -1,0 +1,340 @@
+"""INV-3: with BYOK on, no path encrypts with anything but the customer's key.
+
+Random sequences of events, changes of the setting (also between an encryption and its storing) and faults of the key
+run on a real PostgreSQL; after every step the database is asked, in SQL of this test's own, what it holds.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from broker_core import events
+from broker_core.context import EncryptionContext
+from broker_core.custody import CustodyLimits
+from broker_core.dev.aws import CustomerAccount, Fault
+from broker_core.errors import (
+    BrokerError,
+    Conflict,
+    Denied,
+    Integrity,
+    KeyServiceError,
+    Misconfigured,
+    Refused,
+    Transient,
+    Unavailable,
+)
+from broker_core.model import Blob
+from broker_core.ports import KeyUse, Sealed
+from broker_core.secret import Plaintext
+from tests.databases import plain
+from tests.fakes_keys import FakeKeyService, FakePlatformCipher
+from tests.fakes_queue import FakeClaimBox
+from tests.live import AGENT, Live
+
+NAMES = ("a", "b", "c")
+ACCOUNT = "222222222222"
+#: how a key may fail; a hanging, throttled or reset one comes out of the adapter as Transient (its own tests say so)
+FAULTS: dict[str, Callable[[], KeyServiceError]] = {
+    "refused": lambda: Denied("no", aws_code="AccessDeniedException"),
+    "hung": lambda: Transient("no answer"),
+    "throttled": lambda: Transient("slow down", aws_code="ThrottlingException"),
+    "reset": lambda: Transient("the connection was reset"),
+    "misconfigured": lambda: Misconfigured("no"),
+    "integrity": lambda: Integrity("no"),
+}
+CHANGES = ("connect", "disconnect")
+#: what may happen between an encryption and its storing
+MEANWHILE = (*CHANGES, "others_work", "everybody_works")
+
+Step = tuple[Any, ...]
+
+
+class HookedKeys(FakeKeyService):
+    """Does something once, after the next encryption of a value and before it can be stored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.meanwhile: list[Callable[[], None]] = []
+
+    def encrypt(self, use: KeyUse, value: Plaintext, seconds: float) -> Sealed:
+        sealed = super().encrypt(use, value, seconds)
+        if self.meanwhile:
+            self.meanwhile.pop()()
+        return sealed
+
+
+class HookedPlatform(FakePlatformCipher):
+    """The same for the platform cipher."""
+
+    def __init__(self, keys: HookedKeys) -> None:
+        super().__init__()
+        self._hooks = keys
+
+    def encrypt(self, context: EncryptionContext, value: Plaintext) -> Blob:
+        blob = super().encrypt(context, value)
+        if self._hooks.meanwhile:
+            self._hooks.meanwhile.pop()()
+        return blob
+
+
+@dataclass
+class World:
+    """One workspace on the shared App, and what the database said of it after the last step."""
+
+    live: Live
+    keys: HookedKeys
+    sql: psycopg.Connection[Any]
+    workspace: str = field(default_factory=lambda: f"ws_{uuid4().hex}")
+    blobs: dict[str, Any] = field(default_factory=dict)
+    trying: UUID | None = None
+    numbers: Iterator[int] = field(default_factory=lambda: count(1))
+
+    def __post_init__(self) -> None:
+        self.live.workspace = self.workspace
+        self.live.app.store.put_workspace(self.workspace, "enterprise")
+
+    def take(self, step: Step) -> None:
+        """One step, then the questions."""
+        getattr(self, step[0])(*step[1:])
+        self.check()
+
+    def publish(self, name: str, version: int, kind: str) -> None:
+        """An event; one whose version is taken is refused, and nothing else."""
+        document = (
+            self.live.event(name, kind, version, targetHost="api.example.com", injectionKind="bearer", agentId=AGENT)
+            if (kind != "secret.deleted")
+            else self.live.event(name, kind, version)
+        )
+        try:
+            self.live.app.intake.accept(events.parse(json.dumps(document)), workspace_id=self.workspace)
+        except Refused:
+            return
+
+    def work(self, fault: str | None, change: str | None, which: int) -> None:
+        """One waiting event is tried; the key may fail, and before the blob is stored the setting may change or other
+        workers may do whatever waits, this very event included."""
+        waiting = self.ask("SELECT id FROM secret_events WHERE ended_at IS NULL AND workspace_id = %s ORDER BY id")
+        if not waiting:
+            return
+        self.trying = event_id = waiting[which % len(waiting)].id
+        self.keys.fail(FAULTS[fault]() if fault else None)
+        self.keys.meanwhile = [getattr(self, change)] if change else []
+        try:
+            self.live.app.custody.run(event_id)
+        except (KeyServiceError, Unavailable):
+            pass  # it waits, and is tried again
+        finally:
+            self.keys.meanwhile = []
+            self.keys.fail(None)
+
+    def connect(self) -> None:
+        """Connect, or replace what is connected."""
+        self.keys.meanwhile = []
+        arn = f"arn:aws:kms:eu-west-1:{ACCOUNT}:key/00000000-0000-4000-8000-{next(self.numbers):012d}"
+        self.live.app.byok.connect(
+            self.workspace, f"arn:aws:iam::{ACCOUNT}:role/axiorank", f"external-{uuid4().hex}", arn
+        )
+
+    def others_work(self) -> None:
+        """Other workers try everything else that waits, the newest first."""
+        for row in self.ask(
+            "SELECT id FROM secret_events WHERE ended_at IS NULL AND workspace_id = %s ORDER BY version DESC"
+        ):
+            if row.id != self.trying:
+                self.live.app.custody.run(row.id)
+
+    def everybody_works(self) -> None:
+        """The same, and then the very event that is being tried: its message came twice."""
+        self.others_work()
+        assert self.trying is not None
+        self.live.app.custody.run(self.trying)
+
+    def failing_connect(self, fault: str) -> None:
+        """A connection that does not show that it works changes nothing."""
+        before = self.ask("SELECT connection_id, setting_version FROM workspaces WHERE id = %s")
+        self.keys.fail(FAULTS[fault]())
+        with pytest.raises(KeyServiceError):
+            self.connect()
+        self.keys.fail(None)
+        assert self.ask("SELECT connection_id, setting_version FROM workspaces WHERE id = %s") == before
+
+    def disconnect(self) -> None:
+        """Back to the platform cipher; nothing where nothing is connected."""
+        try:
+            self.live.app.byok.disconnect(self.workspace)
+        except Conflict:
+            return
+
+    # ------------------------------------------------------------ what must hold
+
+    def check(self) -> None:
+        """Whatever blob is new since the last step is under the setting of now; ends have no key; versions grow."""
+        (setting,) = self.ask("SELECT connection_id FROM workspaces WHERE id = %s")
+        rows = self.ask("SELECT name, version, blob, cipher, connection_id FROM broker_secrets WHERE workspace_id = %s")
+        now = {row.name: row for row in rows}
+        for name, row in now.items():
+            before = self.blobs.get(name)
+            if row.blob is not None and (before is None or row.blob != before.blob):
+                assert row.connection_id == setting.connection_id
+                assert (row.cipher == "platform") == (setting.connection_id is None)
+            assert before is None or row.version >= before.version
+        assert not self.ask(
+            "SELECT id FROM secret_events WHERE workspace_id = %s AND ended_at IS NOT NULL AND claim_key IS NOT NULL"
+        )
+        self.blobs = now
+
+    def finish(self) -> None:
+        """Every fault over, every waiting event tried: all ended, and of each secret the highest version is there."""
+        while self.ask("SELECT id FROM secret_events WHERE ended_at IS NULL AND workspace_id = %s"):
+            self.take(("work", None, None, 0))
+        for row in self.ask(
+            "SELECT s.name, s.version, s.blob, s.deleted_at, max(e.version) FILTER (WHERE e.type <> 'secret.deleted')"
+            " AS given, max(e.version) FILTER (WHERE e.type = 'secret.deleted') AS deleted FROM broker_secrets s"
+            " JOIN secret_events e ON e.workspace_id = s.workspace_id AND e.secret_id = s.id"
+            " WHERE s.workspace_id = %s GROUP BY s.id"
+        ):
+            assert (row.blob is not None) == ((row.given or 0) > (row.deleted or 0))
+            assert row.version == max(row.given or 0, row.deleted or 0)
+
+    def ask(self, statement: str) -> list[Any]:
+        """A question of the workspace."""
+        with self.sql.cursor(row_factory=psycopg.rows.namedtuple_row) as cursor:
+            return cursor.execute(statement, (self.workspace,)).fetchall()
+
+
+STEPS = st.one_of(
+    st.tuples(
+        st.just("publish"),
+        st.sampled_from(NAMES),
+        st.integers(1, 12),
+        st.sampled_from(["secret.created", "secret.rotated", "secret.rotated", "secret.deleted"]),
+    ),
+    st.tuples(
+        st.just("work"),
+        st.none() | st.sampled_from(sorted(FAULTS)),
+        st.none() | st.sampled_from(MEANWHILE),
+        st.integers(0, 5),
+    ),
+    st.tuples(st.sampled_from(CHANGES)),
+    st.tuples(st.just("failing_connect"), st.sampled_from(sorted(FAULTS))),
+)
+PUBLISH: Step = ("publish", "a", 3, "secret.created")
+
+
+@pytest.fixture
+def on_fakes(live_with: Callable[..., Live], way_out: object) -> Iterator[Callable[[], World]]:
+    """Makes workspaces on one App: a real PostgreSQL; keys, platform cipher and claims in memory."""
+    keys = HookedKeys()
+    live = live_with(keys=keys, platform=HookedPlatform(keys), claims=FakeClaimBox(), upstream=way_out)
+    with psycopg.connect(plain(live.environment["BROKER_DATABASE_URL"]), autocommit=True) as sql:
+        yield lambda: World(live, keys, sql)
+
+
+@settings(max_examples=40)
+@given(steps=st.lists(STEPS, min_size=8, max_size=18))
+@example(steps=[PUBLISH, ("work", None, "connect", 0)])
+@example(steps=[("connect",), PUBLISH, ("work", None, "connect", 0)])
+@example(steps=[("connect",), PUBLISH, ("work", None, "disconnect", 0)])
+@example(steps=[("connect",), PUBLISH, *(("work", fault, None, 0) for fault in FAULTS)])
+@example(steps=[PUBLISH, ("publish", "a", 1, "secret.rotated"), ("work", None, "others_work", 1)])
+@example(steps=[("connect",), PUBLISH, ("publish", "a", 4, "secret.rotated"), ("work", None, "others_work", 0)])
+@example(steps=[("connect",), PUBLISH, ("work", None, "everybody_works", 0)])
+@example(steps=[PUBLISH, ("publish", "a", 1, "secret.rotated"), ("work", None, None, 1), ("work", None, None, 0)])
+def test_whatever_happens_a_new_blob_is_under_the_setting_that_holds(
+    on_fakes: Callable[[], World], steps: list[Step]
+) -> None:
+    """Through any sequence of events, settings and faults: a blob stored while a connection was current is under that
+    connection and never under the platform cipher, the highest version wins, and ended events have no key."""
+    world = on_fakes()
+    for step in steps:
+        world.take(step)
+    world.finish()
+
+
+AWS_FAULTS: dict[str, dict[str, Any]] = {
+    "refusing": {"error": "AccessDeniedException"},
+    "hanging": {"hang": True},
+    "throttling": {"error": "ThrottlingException"},
+    "resetting": {"reset": True},
+    "failing": {"error": "KMSInternalException"},
+}
+
+
+@pytest.fixture
+def impatient(live: Live) -> Live:
+    """An App on real servers whose custody gives a key half a second."""
+    live.app.custody._limits = CustodyLimits(key_seconds=0.5)
+    return live
+
+
+@pytest.mark.parametrize("action", ["kms:Encrypt", "sts:AssumeRole"])
+@pytest.mark.parametrize("fault", AWS_FAULTS)
+def test_a_key_of_aws_that_fails_stores_nothing(impatient: Live, action: str, fault: str) -> None:
+    """With the customer's KMS or STS refusing, hanging, throttling, resetting or failing, the value waits: no blob is
+    there, under no cipher; and once it works again, the value is under the customer's key."""
+    customer = impatient.customer()
+    connection = impatient.connect(customer)
+    impatient.aws.faults.add(Fault(action, account=customer.account.account_id, **AWS_FAULTS[fault]))
+    receipt = impatient.publish(version=1)
+
+    _try(impatient, receipt.id)
+    assert _blob(impatient) == (None, None, None)
+
+    impatient.aws.faults.clear()
+    _try(impatient, receipt.id)
+    assert _blob(impatient)[:2] == ("kms", connection.id)
+
+
+@settings(max_examples=6)
+@given(
+    moves=st.lists(
+        st.sampled_from([*AWS_FAULTS.keys() - {"hanging"}, "connect", "disconnect", "works"]), min_size=3, max_size=6
+    )
+)
+def test_a_random_history_on_the_aws_double(impatient: Live, moves: list[str]) -> None:
+    """The same promise with the real adapter: after every move and rotation, a new blob is under the setting of now."""
+    impatient.workspace = f"ws_{uuid4().hex}"
+    impatient.app.store.put_workspace(impatient.workspace, "enterprise")
+    customers: list[CustomerAccount] = []
+    for version, move in enumerate(moves, 1):
+        impatient.aws.faults.clear()
+        if move == "connect":
+            customers.append(impatient.customer())
+            impatient.connect(customers[-1])
+        elif move == "disconnect" and impatient.app.store.setting(impatient.workspace).connection:
+            impatient.app.byok.disconnect(impatient.workspace)
+        elif move in AWS_FAULTS:
+            for customer in customers:
+                impatient.aws.faults.add(Fault("kms:*", account=customer.account.account_id, **AWS_FAULTS[move]))
+        before = _blob(impatient)
+        _try(impatient, impatient.publish(version=version).id)
+        setting = impatient.app.store.setting(impatient.workspace).connection
+        after = _blob(impatient)
+        if move in AWS_FAULTS and setting:
+            assert after == before
+        else:
+            assert after[:2] == (("kms", setting.id) if setting else ("platform", None))
+
+
+def _try(live: Live, event_id: Any) -> None:
+    live.queue.rung.clear()
+    try:
+        live.app.custody.run(event_id)
+    except BrokerError:
+        return
+
+
+def _blob(live: Live) -> tuple[Any, ...]:
+    with psycopg.connect(plain(live.environment["BROKER_DATABASE_URL"]), autocommit=True) as sql:
+        statement = "SELECT cipher, connection_id, blob FROM broker_secrets WHERE workspace_id = %s"
+        return sql.execute(statement, (live.workspace,)).fetchone() or (None, None, None)
