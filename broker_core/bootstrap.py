@@ -24,16 +24,24 @@ from broker_core.adapters.clock import SystemClock
 from broker_core.adapters.egress import Egress
 from broker_core.adapters.key_service import KmsKeyService
 from broker_core.adapters.platform_cipher import PlatformKeyring, PlatformKms
-from broker_core.adapters.queue import DramatiqQueue, make_broker
+from broker_core.adapters.queue import DramatiqQueue, connect_queue
 from broker_core.adapters.store import Database, Store
 from broker_core.adapters.upstream import HttpsUpstream
 from broker_core.byok import Byok
 from broker_core.custody import Custody, Reconciler
 from broker_core.inject.injector import InjectLimits, Injector
 from broker_core.intake import Intake
-from broker_core.observability import configure_logging, configure_tracing, install_exception_hooks
+from broker_core.observability import (
+    configure_logging,
+    configure_metrics,
+    configure_tracing,
+    install_exception_hooks,
+)
 from broker_core.settings import Settings
 from broker_core.sweep import Sweep, SweepLimits
+
+#: threads that use an App at a time, where nobody says otherwise: as many as a worker process has
+THREADS = 8
 
 
 @dataclass(frozen=True)
@@ -77,18 +85,21 @@ def build_app(
     clock: ports.Clock | None = None,
     clients: AwsClients | None = None,
     on_wait: Callable[[str], None] = lambda operation: None,
+    threads: int = THREADS,
 ) -> App:
     """Wire an App. Raises ConfigurationError where a setting cannot work (a claim Redis that persists among them).
 
-    ``on_wait`` is told of every round trip to PostgreSQL, by operation.
+    ``on_wait`` is told of every round trip to PostgreSQL, by operation. ``threads``: how many threads of this process
+    use the App at a time; one customer's key takes at most half of them.
     """
     with ExitStack() as opened:
         clock = clock or SystemClock()
         store = store or _store(settings, opened, on_wait)
         claims = claims or _claims(settings, opened)
         queue = queue or _queue(settings, opened)
-        clients = clients or AwsClients(aws_options(settings))
-        keys = keys or KmsKeyService(clients, aws_options(settings), clock)
+        options = aws_options(settings, threads)
+        clients = clients or AwsClients(options)
+        keys = keys or KmsKeyService(clients, options, clock)
         platform = platform or _platform(settings, clients, clock)
         upstream = upstream or _upstream(settings, clock)
         sweep = Sweep(store, store, keys, clock, new_id, _sweep_limits(settings))
@@ -116,24 +127,28 @@ def build_app(
 
 
 def start_process(service_name: str, environ: Mapping[str, str]) -> Callable[[], None]:
-    """Set up this process's logs and traces; returns what ends them (sends the last spans).
+    """Set up this process's logs, traces and metrics; returns what ends them (sends what is left).
 
     The process leaves no core file when it crashes: its memory may hold values (INV-1).
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     configure_logging(sys.stderr)
     install_exception_hooks()
-    return configure_tracing(service_name, environ)
+    ending = ExitStack()
+    ending.callback(configure_tracing(service_name, environ))
+    ending.callback(configure_metrics(service_name, environ))
+    return ending.close
 
 
-def aws_options(settings: Settings) -> AwsOptions:
-    """What the AWS adapter needs of the settings."""
+def aws_options(settings: Settings, threads: int = THREADS) -> AwsOptions:
+    """What the AWS adapter needs of the settings, and of the number of threads."""
     return AwsOptions(
         endpoint_kms=settings.aws_endpoint_url_kms or settings.aws_endpoint_url,
         endpoint_sts=settings.aws_endpoint_url_sts or settings.aws_endpoint_url,
         proxy=settings.aws_proxy,
         control_role_arn=settings.control_role_arn,
         sts_reuse_seconds=settings.sts_reuse_seconds,
+        per_connection_concurrency=max(threads // 2, 1),
     )
 
 
@@ -151,7 +166,7 @@ def _claims(settings: Settings, opened: ExitStack) -> RedisClaimBox:
 
 
 def _queue(settings: Settings, opened: ExitStack) -> DramatiqQueue:
-    queue = DramatiqQueue(make_broker(settings.redis_url))
+    queue = DramatiqQueue(connect_queue(settings.redis_url))
     opened.callback(queue.close)
     return queue
 

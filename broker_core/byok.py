@@ -17,7 +17,7 @@ from uuid import UUID
 from broker_core import telemetry
 from broker_core.canary import CANARY_BYTES, Canaries
 from broker_core.errors import Conflict, Forbidden, Integrity, KeyServiceError, KeyState, Transient
-from broker_core.model import Blob, Connection, Plan, Purpose, check_connection
+from broker_core.model import Blob, Connection, Plan, Purpose, check_connection, parse_key_arn
 from broker_core.ports import Affected, AuditStore, ByokStore, Clock, KeyService
 from broker_core.secret import Plaintext
 
@@ -47,6 +47,15 @@ def what_to_do(state: KeyState) -> str:
     return _WHAT_TO_DO[state]
 
 
+def warnings_for(key_arn: str) -> tuple[str, ...]:
+    """What an owner must know about a key that they connect, one plain sentence each. Raises Invalid (``keyArn``)."""
+    key = parse_key_arn(key_arn)
+    if not key.is_multi_region:
+        return ()
+    several = "This is a multi-Region key: it exists in several Regions, and disabling it in one leaves the others."
+    return (f"{several} AxioRank uses only the one in {key.region}.",)
+
+
 class Byok:
     """Use case: connect, disconnect, and say what is affected."""
 
@@ -68,12 +77,13 @@ class Byok:
     def connect(self, workspace_id: str, role_arn: str, external_id: str, key_arn: str) -> Connection:
         """Make a key the one that encrypts every new and rotated secret, once it has shown that it works.
 
+        What the owner must know about the key besides is in ``warnings_for``.
         Raises NotFound, Forbidden (``plan_required``), Invalid, Conflict (the external id is not to be had, or the
         setting changed meanwhile), KeyServiceError (its message says what to do; nothing was enabled) or Unavailable.
         """
         if self._store.plan_of(workspace_id) != Plan.ENTERPRISE:
             raise Forbidden("connecting a key of your own is part of the Enterprise plan", code="plan_required")
-        check_connection(role_arn, key_arn, external_id)
+        key = check_connection(role_arn, key_arn, external_id)
         before = self._store.setting(workspace_id)
         connection = Connection(self._new_id(), workspace_id, role_arn, external_id, key_arn)
         with telemetry.span("byok.connect", broker__workspace=workspace_id, broker__connection=str(connection.id)):
@@ -81,6 +91,10 @@ class Byok:
             canary = self._verify(connection)
             if not self._store.make_current(connection, canary, before.version):
                 raise Conflict("the setting changed while this key was being tried; nothing was enabled: try again")
+        if key.is_multi_region:
+            telemetry.log().warning(
+                "byok.multi_region_key", workspace_id=workspace_id, connection_id=str(connection.id)
+            )
         return connection
 
     def disconnect(self, workspace_id: str) -> None:

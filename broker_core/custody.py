@@ -8,6 +8,7 @@ attempt starts over. Imports no database, Redis or AWS library.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from dataclasses import dataclass
 from uuid import UUID
@@ -16,6 +17,7 @@ from broker_core import context, envelope, telemetry
 from broker_core.audit import Outcome, Result
 from broker_core.errors import (
     BrokerError,
+    Busy,
     Denied,
     Integrity,
     KeyServiceError,
@@ -41,6 +43,7 @@ class CustodyLimits:
 
     key_seconds: float = 10.0  # for the key service, its own retries included
     retry_transient: float = 15.0
+    retry_busy: float = 6.0  # on average: half as much at least, half as much again at most
     retry_refused: float = 60.0
 
 
@@ -57,6 +60,7 @@ class Custody:
         new_id: Callable[[], UUID],
         limits: CustodyLimits | None = None,
         brakes: Callable[[], bool] = lambda: False,
+        uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         """``brakes``: see ``ports.FailureLog.brakes``."""
         self._store = store
@@ -66,6 +70,7 @@ class Custody:
         self._new_id = new_id
         self._limits = limits or CustodyLimits()
         self._brakes = brakes
+        self._uniform = uniform
 
     def run(self, event_id: UUID) -> EventState | None:
         """Bring one event on; returns the state it is in now, None when it had ended before.
@@ -166,10 +171,15 @@ class Custody:
         self._release(
             attempt,
             Result(Outcome.FAILED, error.state.value, error.aws_code, error.receipt),
-            self._limits.retry_transient,
+            self._soon() if isinstance(error, Busy) else self._limits.retry_transient,
         )
         # a denial that the brake takes for a fault of ours blames nobody: it is as good as no answer (INV-8)
         raise error if isinstance(error, Transient) else Transient("taken for a fault of ours", aws_code=error.aws_code)
+
+    def _soon(self) -> float:
+        """Seconds until an event of a busy connection is rung again: its others must not come back all at once, and
+        the worker's own tries within seconds are over by then."""
+        return self._uniform(0.5, 1.5) * self._limits.retry_busy
 
     def _release(self, attempt: Attempt, result: Result, retry_seconds: float) -> None:
         self._store.hold(attempt, EventState.ACCEPTED, result, retry_seconds)

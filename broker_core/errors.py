@@ -13,6 +13,7 @@
     │   ├── Misconfigured           the owner or the operator mends a setting; nobody is "affected"
     │   ├── Integrity               blob, context and key do not belong together: alarm the operator
     │   └── Transient               try again; never "affected"
+    │       └── Busy                the same, and nothing was asked: this connection has its share of uses under way
     ├── Unavailable                 one of our own parts is away; try again, nothing was lost
     │   └── AuditUnavailable        the intent could not be written, so nothing was released
     └── UpstreamError               502/504: the one request was not answered; it is never sent twice
@@ -109,7 +110,8 @@ class Forbidden(Refused):
 
 class InjectionRefused(Refused):
     """``no_binding``, ``ambiguous_binding``, ``host_mismatch``, ``destination_blocked``, ``handle_misplaced`` or
-    ``method_refused``. Nothing was assumed, decrypted or sent (INV-6)."""
+    ``method_refused``. Nothing was sent, and nothing assumed or decrypted (INV-6); but for a request that already
+    held a form of the value (``handle_misplaced``), which can only be seen after the decrypt."""
 
     code = "no_binding"
 
@@ -161,6 +163,10 @@ class Transient(KeyServiceError):
     ) -> None:
         super().__init__(message, aws_code=aws_code, receipt=receipt)
         self.mapped = mapped
+
+
+class Busy(Transient):
+    """The connection has as many uses under way as it may. Nothing was asked of AWS, so it is no sign of trouble."""
 
 
 class Unavailable(BrokerError):

@@ -1,6 +1,6 @@
 """The nouns: workspace, connection, secret, event; their states and the legal moves between them.
 
-Pure: no clock, no I/O. Imports only ``errors`` and ``injection``.
+Pure: no clock, no I/O. Imports only ``errors``, ``aws_names`` and ``injection``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from datetime import datetime
 from enum import StrEnum
 from uuid import UUID
 
+from broker_core.aws_names import KEY_ARN, ROLE_ARN, is_alias
 from broker_core.errors import Invalid
 from broker_core.injection import Injection
 

@@ -1,4 +1,5 @@
-"""Setting up logs and traces: JSON lines with trace ids, and the OpenTelemetry SDK. Called once by each process.
+"""Setting up logs, traces and metrics: JSON lines with trace ids, and the OpenTelemetry SDK. Called once by each
+process.
 
 The promise (INV-1): whatever level a library logs at, and whatever it puts into its messages and exceptions, no value
 gets out here. Of foreign records only the template is written, never its arguments; of foreign exceptions only the
@@ -19,8 +20,11 @@ from typing import Any, TextIO
 from uuid import UUID
 
 import structlog
-from opentelemetry import trace
+from opentelemetry import metrics, trace
+from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import ConsoleMetricExporter, MetricExporter, PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
@@ -193,17 +197,24 @@ def make_tracer_provider(
 
     Without an exporter there still is one (unless the SDK is disabled): log lines and queue messages carry trace ids.
     """
-    if environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
+    if _is_disabled(environ):
         return None
-    named = {} if environ.get("OTEL_SERVICE_NAME") else {SERVICE_NAME: service_name}
     provider = TracerProvider(
-        resource=Resource.create(named),
+        resource=_resource(service_name, environ),
         span_limits=SpanLimits(max_span_attributes=32, max_span_attribute_length=256, max_events=0, max_links=8),
         shutdown_on_exit=False,  # the process's own way out calls it, in order
     )
     if exporter is not None:
         provider.add_span_processor(BatchSpanProcessor(exporter))
     return provider
+
+
+def _is_disabled(environ: Mapping[str, str]) -> bool:
+    return environ.get("OTEL_SDK_DISABLED", "").lower() == "true"
+
+
+def _resource(service_name: str, environ: Mapping[str, str]) -> Resource:
+    return Resource.create({} if environ.get("OTEL_SERVICE_NAME") else {SERVICE_NAME: service_name})
 
 
 def make_exporter(environ: Mapping[str, str]) -> SpanExporter | None:
@@ -219,3 +230,37 @@ def make_exporter(environ: Mapping[str, str]) -> SpanExporter | None:
             return OTLPSpanExporter()
         case _:
             raise ConfigurationError("OTEL_TRACES_EXPORTER must be none, console or otlp (OTLP over HTTP)")
+
+
+# ---------------------------------------------------------------- metrics
+
+
+def configure_metrics(service_name: str, environ: Mapping[str, str]) -> Callable[[], None]:
+    """Set the process's meter up where OTEL_METRICS_EXPORTER is ``console`` or ``otlp``, and return what ends it.
+
+    Unset or ``none``: nothing is counted. OTEL_METRIC_EXPORT_INTERVAL and OTEL_EXPORTER_OTLP_… hold as the SDK reads
+    them. Raises ConfigurationError for another exporter.
+    """
+    exporter = make_metric_exporter(environ)
+    if exporter is None or _is_disabled(environ):
+        return lambda: None
+    provider = MeterProvider(
+        [PeriodicExportingMetricReader(exporter)],
+        resource=_resource(service_name, environ),
+        shutdown_on_exit=False,  # as for traces
+    )
+    metrics.set_meter_provider(provider)
+    return provider.shutdown
+
+
+def make_metric_exporter(environ: Mapping[str, str]) -> MetricExporter | None:
+    """The exporter that OTEL_METRICS_EXPORTER names. Raises ConfigurationError for one that is not built in."""
+    match environ.get("OTEL_METRICS_EXPORTER", "").strip().lower():
+        case "" | "none":
+            return None
+        case "console":
+            return ConsoleMetricExporter(out=sys.stderr)
+        case "otlp":
+            return OTLPMetricExporter()
+        case _:
+            raise ConfigurationError("OTEL_METRICS_EXPORTER must be none, console or otlp (OTLP over HTTP)")

@@ -1,4 +1,5 @@
-"""Names of spans and log events, and the one way to open a span. The shape is fixed: no caller adds text of its own.
+"""Names of spans, metrics and log events, and the one way to open a span. The shape is fixed: no caller adds
+text of its own.
 
 Spans carry ids, codes and counts. They never record an exception's text or stack (it can hold a value): a failed span
 has status ERROR and our own code as ``broker.code``. Imports the OpenTelemetry API only; the SDK is set up in
@@ -12,7 +13,7 @@ from contextlib import contextmanager
 
 import structlog
 from opentelemetry import context as otel_context
-from opentelemetry import propagate, trace
+from opentelemetry import metrics, propagate, trace
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from broker_core.errors import BrokerError
@@ -71,6 +72,15 @@ def continued(parent: str | None) -> Iterator[None]:
         yield
     finally:
         otel_context.detach(token)
+
+
+def count_unmapped(aws_code: str) -> None:
+    """Count an answer of AWS's whose code our table does not know; a metric only where a process set metrics up."""
+    # made anew each time, which is rare: an instrument that is kept would belong to whoever's meter was first
+    counter = metrics.get_meter("axiorank.broker").create_counter(
+        "broker.kms.unmapped", description="answers of AWS's that were taken as transient because nobody knows them"
+    )
+    counter.add(1, {"broker.aws_code": aws_code})
 
 
 def log() -> structlog.stdlib.BoundLogger:

@@ -69,9 +69,9 @@ class FakeStore(IntakeRoom, CustodyRoom, UseRoom, SweepRoom, ByokRoom, OwnerRoom
             return [(row.intent, row.result) for row in self._uses.values()]
 
     def age(self, row_id: UUID, column: str, seconds: float) -> None:
-        """Set a time of a connection or a secret to so many seconds ago."""
+        """Set a time of a connection, an event or a secret to so many seconds ago."""
         with self._lock:
-            row = self._connections.get(row_id) or self._secrets[row_id]
+            row = self._connections.get(row_id) or self._events.get(row_id) or self._secrets[row_id]
             setattr(row, column, self._now() - timedelta(seconds=seconds))
 
     def claim_key(self, event_id: UUID) -> bytes | None:

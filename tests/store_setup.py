@@ -123,6 +123,11 @@ def age_secret(store: Any, secret_id: UUID, column: str, seconds: float) -> None
     _age(store, "broker_secrets", secret_id, column, seconds)
 
 
+def age_event(store: Any, event_id: UUID, column: str, seconds: float) -> None:
+    """Set ``begun_at`` to so many seconds ago."""
+    _age(store, "secret_events", event_id, column, seconds)
+
+
 def _age(store: Any, table: str, row_id: UUID, column: str, seconds: float) -> None:
     if hasattr(store, "age"):
         store.age(row_id, column, seconds)

@@ -16,12 +16,12 @@ from dramatiq import Broker, Middleware, Worker
 from dramatiq.brokers.redis import RedisBroker
 
 from broker_core import telemetry
-from broker_core.adapters.queue import make_broker
+from broker_core.adapters.queue import connect_queue
 from broker_core.bootstrap import App, build_app, start_process
 from broker_core.settings import Settings
 from workers.custody import register_custody
 from workers.middleware import worker_middleware
-from workers.queue import command, worker_environment
+from workers.queue import command, threads_in, worker_environment
 from workers.sweeper import register_sweeper
 
 
@@ -29,14 +29,14 @@ def setup() -> None:
     """Set this process up: logs, traces, the App, every actor. Raises ConfigurationError."""
     settings = Settings.from_environment(os.environ)
     end_traces = start_process("axiorank-worker", os.environ)
-    app = build_app(settings)
-    dramatiq.set_broker(make_worker_broker(settings.redis_url, app, end_traces))
+    app = build_app(settings, threads=threads_in(os.environ))
+    dramatiq.set_broker(make_worker_queue(settings.redis_url, app, end_traces))
     telemetry.log().info("worker.started")
 
 
-def make_worker_broker(url: str, app: App, end_traces: Callable[[], None] = lambda: None) -> RedisBroker:
+def make_worker_queue(url: str, app: App, end_traces: Callable[[], None] = lambda: None) -> RedisBroker:
     """A broker with all actors, which closes the App and ends the traces together with its worker."""
-    broker = make_broker(url, middleware=[*worker_middleware(), _Closing(app.close, end_traces)])
+    broker = connect_queue(url, middleware=[*worker_middleware(), _Closing(app.close, end_traces)])
     register_custody(broker, app)
     register_sweeper(broker, app)
     return broker

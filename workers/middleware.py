@@ -30,7 +30,7 @@ from opentelemetry.trace import SpanKind
 
 from broker_core import telemetry
 from broker_core.adapters.clock import SystemClock
-from broker_core.errors import BrokerError, Transient, Unavailable
+from broker_core.errors import BrokerError, Busy, Transient, Unavailable
 from broker_core.observability import shape_of
 from broker_core.ports import Clock
 
@@ -115,7 +115,8 @@ def _outcome(message: MessageProxy, exception: BaseException | None) -> str:
 class Retry(Middleware):
     """Tries again by the error's class: RETRIED a few times with full jitter, anything else not at all.
 
-    What is given up becomes a dead letter. Its event, if it still waits, is rung again by the reconciler.
+    What is given up becomes a dead letter. Its event, if it still waits, is rung again by the reconciler. One whose
+    connection stays busy is left to the reconciler too, but nothing went wrong with it: no dead letter.
     """
 
     def __init__(self, most: int = MOST_RETRIES, uniform: Callable[[float, float], float] = random.uniform) -> None:
@@ -135,7 +136,8 @@ class Retry(Middleware):
         if exception is None:
             return
         if not isinstance(exception, RETRIED) or retries >= self._most:
-            message.fail()
+            if not isinstance(exception, Busy):
+                message.fail()
             return
         again: Message[Any] = message.copy(options={"retries": retries + 1})
         try:

@@ -22,6 +22,9 @@ PRIORITIES: Mapping[str, int] = {MAINTENANCE: 0, CUSTODY: 10, SWEEP: 10}
 #: the idle time; a sweep's round is long, and whoever is free should take the next
 PREFETCH_PER_THREAD: Mapping[str, int] = {CUSTODY: 2, MAINTENANCE: 2, SWEEP: 1}
 
+#: dramatiq's own
+DEFAULT_THREADS = 8
+
 #: an idle worker looks for messages this often: p50 31 ms instead of 306 ms until an event is picked up
 IDLE_MS = 100
 
@@ -34,12 +37,29 @@ def register(broker: Broker, name: str, queue: str, run: Callable[..., None]) ->
     declare(payload_free(run))
 
 
+#: tells each of dramatiq's processes how many threads it was given, which dramatiq itself does not say
+THREADS_VARIABLE = "AXIORANK_WORKER_THREADS"
+
+
 def worker_environment(queues: Sequence[str], threads: int) -> dict[str, str]:
-    """What dramatiq reads from the environment when it is imported. Raises ValueError for an unknown queue."""
+    """What dramatiq reads from the environment when it is imported, and what ``workers.main.setup`` reads.
+
+    Raises ValueError for an unknown queue.
+    """
     if not queues or not set(queues) <= set(QUEUES):
         raise ValueError(f"queues are {', '.join(QUEUES)}")
     prefetch = threads * min(PREFETCH_PER_THREAD[queue] for queue in queues)
-    return {"dramatiq_worker_timeout": str(IDLE_MS), "dramatiq_queue_prefetch": str(prefetch)}
+    return {
+        "dramatiq_worker_timeout": str(IDLE_MS),
+        "dramatiq_queue_prefetch": str(prefetch),
+        THREADS_VARIABLE: str(threads),
+    }
+
+
+def threads_in(environ: Mapping[str, str]) -> int:
+    """How many threads this process was given; dramatiq's own default where it was started without ``command``."""
+    given = environ.get(THREADS_VARIABLE, "")
+    return int(given) if given.isdecimal() else DEFAULT_THREADS
 
 
 def command(queues: Sequence[str], processes: int, threads: int, setup: str = "workers.main:setup") -> list[str]:

@@ -27,6 +27,8 @@ from broker_core.errors import ConfigurationError
 
 CONNECT_SECONDS: Final = 1.0
 READ_SECONDS: Final = 3.0
+#: clients kept; a client is per Region, and Regions come out of customers' ARNs
+MOST_CLIENTS: Final = 64
 
 
 @dataclass(frozen=True)
@@ -40,11 +42,14 @@ class AwsOptions:
     control_external_id: str | None = field(default=None, repr=False)
     sts_reuse_seconds: int = 0
     max_connections: int = 64
-    per_connection_concurrency: int = 8
+    #: uses of one connection's key at a time; half of the process's threads, so that the other half serves the others
+    per_connection_concurrency: int = 4
 
     def __post_init__(self) -> None:
         if not 0 <= self.sts_reuse_seconds <= 900:
             raise ConfigurationError("BROKER_STS_REUSE_SECONDS must be from 0 (every use its own session) to 900")
+        if self.per_connection_concurrency < 1:
+            raise ConfigurationError("at least one use of a connection's key must be possible at a time")
 
 
 def check_endpoint(url: str, partition: str | None = None, *, name: str = "AWS_ENDPOINT_URL") -> None:
@@ -139,6 +144,8 @@ class AwsClients:
             with self._lock:
                 client = self._clients.get(key) or self._make(service, region, is_base)
                 self._clients[key] = client
+                while len(self._clients) > MOST_CLIENTS:
+                    del self._clients[next(iter(self._clients))]  # the oldest; whoever uses it now may end
         return client
 
     def _make(self, service: str, region: str, is_base: bool) -> Any:

@@ -209,6 +209,7 @@ def _who_denied(message: str, operation: str) -> KeyState:
 def _transient(aws_code: str, operation: str, name: str, *, is_known: bool) -> Transient:
     if not is_known:
         telemetry.log().warning("kms.unmapped_error", operation=operation, code=name)
+        telemetry.count_unmapped(name)
     return Transient(_MESSAGES[KeyState.TRANSIENT], aws_code=aws_code, mapped=is_known)
 
 

@@ -1,7 +1,9 @@
 """What one customer's key may cost the others: a bounded number of uses at a time, and a breaker for timeouts.
 
-A blackholed KMS holds each caller for seconds. With a bound per connection it holds at most that many of our threads;
-with a breaker it soon holds none. ``Breaker`` is pure: a clock comes in, nothing else. Imports the ports and errors.
+A blackholed KMS holds each caller for seconds. Promise: of the threads that serve many customers, one connection holds
+at most ``width`` with uses and half as many (rounded down) with waiting, so that, with a width of half the threads, a
+quarter stays free whatever one customer's KMS does; and with the breaker it soon holds none. ``Breaker`` is pure: a
+clock comes in, nothing else. Imports the ports and errors.
 """
 
 from __future__ import annotations
@@ -12,15 +14,20 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from uuid import UUID
 
-from broker_core.errors import Transient
+from broker_core.errors import Busy, Transient
 from broker_core.ports import Clock
 
 
-class Breaker:
-    """Opens after ``limit`` timeouts in a row; lets one use through every ``open_seconds``; closes at any answer.
+class NotAnswering(Transient):
+    """The breaker is open. Callers see a Transient; within one use it is not worth another attempt."""
 
-    There is no half-open state to be stuck in: letting one use through is the same as staying open for the next
-    ``open_seconds``, whether that use ever reports back or not.
+
+class Breaker:
+    """Opens after ``limit`` timeouts in a row; lets one attempt through every ``open_seconds``; closes at any
+    answer.
+
+    There is no half-open state to be stuck in: letting one attempt through is the same as staying open for the next
+    ``open_seconds``, whether that attempt ever reports back or not.
     """
 
     def __init__(self, clock: Clock, limit: int = 5, open_seconds: float = 5.0) -> None:
@@ -32,7 +39,7 @@ class Breaker:
         self._lock = threading.Lock()
 
     def permits(self) -> bool:
-        """May a use start now? True may be the one trial of this period, so ask once per use."""
+        """May an attempt start now? True may be the one trial of this period, so ask once for each attempt."""
         with self._lock:
             if self._timeouts < self._limit:
                 return True
@@ -41,6 +48,11 @@ class Breaker:
                 return False
             self._open_until = now + self._open_seconds
             return True
+
+    def ask(self) -> None:
+        """Raises NotAnswering where no attempt may start now."""
+        if not self.permits():
+            raise NotAnswering("this key's service has not answered lately; try again in some seconds")
 
     def answered(self) -> None:
         """Something came back, good or bad."""
@@ -59,7 +71,9 @@ class _Lane:
     def __init__(self, breaker: Breaker, width: int) -> None:
         self.breaker = breaker
         self.slots = threading.BoundedSemaphore(width)
-        self.users = 0  # running or waiting; changed under the Lanes' lock only
+        # both are changed under the Lanes' lock only
+        self.users = 0  # running or waiting
+        self.waiting = 0
 
 
 class Lanes:
@@ -68,29 +82,42 @@ class Lanes:
     def __init__(self, clock: Clock, width: int, remembered: int = 4096) -> None:
         self._clock = clock
         self._width = width
+        self._most_waiting = width // 2
         self._remembered = remembered
         self._lanes: OrderedDict[UUID, _Lane] = OrderedDict()
         self._lock = threading.Lock()
 
     @contextmanager
-    def use(self, connection_id: UUID, seconds: float) -> Iterator[Breaker]:
-        """Hold one of the connection's slots for the block, waiting for it for up to ``seconds``.
+    def use(self, connection_id: UUID, seconds: float = 0.0) -> Iterator[Breaker]:
+        """Hold one of the connection's slots for the block, and ask its breaker before each attempt.
 
-        Raises Transient when the breaker is open, or no slot came free in time.
+        Whoever may wait (``seconds`` above 0) does so for that long, and only while few others of the connection do.
+        Raises Busy when no slot is, or came, free.
         """
         lane = self._enter(connection_id)
         try:
-            if not lane.slots.acquire(timeout=max(seconds, 0.0)):
-                raise Transient("this key has as many uses under way as it may; try again")
+            if not self._takes_slot(lane, seconds):
+                raise Busy("this connection is busy; try again")
             try:
-                if not lane.breaker.permits():
-                    raise Transient("this key's service has not answered lately; try again in some seconds")
                 yield lane.breaker
             finally:
                 lane.slots.release()
         finally:
             with self._lock:
                 lane.users -= 1
+
+    def _takes_slot(self, lane: _Lane, seconds: float) -> bool:
+        if lane.slots.acquire(blocking=False):
+            return True
+        with self._lock:
+            if seconds <= 0 or lane.waiting >= self._most_waiting:
+                return False
+            lane.waiting += 1
+        try:
+            return lane.slots.acquire(timeout=seconds)
+        finally:
+            with self._lock:
+                lane.waiting -= 1
 
     def _enter(self, connection_id: UUID) -> _Lane:
         with self._lock:

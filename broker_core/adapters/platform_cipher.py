@@ -13,7 +13,6 @@ from __future__ import annotations
 import base64
 import binascii
 import os
-import re
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
@@ -26,6 +25,7 @@ from broker_core.errors import ConfigurationError, Integrity, Invalid, KeyServic
 from broker_core.model import Blob, CipherName, parse_key_arn
 from broker_core.ports import Clock
 from broker_core.secret import Plaintext
+from broker_core.settings_checks import PLATFORM_KEY_ID
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ class PlatformKeyring:
         keys: dict[str, bytes] = {}
         for place, item in enumerate(text.strip().split(","), start=1):
             kid, _, encoded = item.strip().partition(":")
-            if not re.fullmatch(r"[A-Za-z0-9_-]{1,32}", kid):
+            if not PLATFORM_KEY_ID.fullmatch(kid):
                 raise _bad_keyring(place, "has no key id of 1 to 32 letters, digits, - or _ before a colon")
             if kid in keys:
                 raise _bad_keyring(place, "repeats a key id; give each key its own")

@@ -78,7 +78,7 @@ class _Redis(redis.Redis):
             raise redis.ConnectionError("no answer in time") from None
 
 
-def make_broker(url: str, *, middleware: Sequence[Middleware] = (), seconds: float = 2.0) -> RedisBroker:
+def connect_queue(url: str, *, middleware: Sequence[Middleware] = (), seconds: float = 2.0) -> RedisBroker:
     """dramatiq's broker with our choices; ``seconds`` bound each connect and answer.
 
     The client comes from a URL and retries nothing by itself: a command that is sent again after a lost answer would

@@ -209,6 +209,7 @@ secret_events = Table(
     Column("claim_key", LargeBinary),
     _time("claim_expires_at"),
     _needed("attempts", Integer, "0"),
+    _time("begun_at"),
     _time("ring_at", required=True, default=True),
     Column("reason", Text),
     Column("aws_code", Text),
@@ -278,6 +279,12 @@ Index(
     unique=True,
     postgresql_where=text("ended_at IS NULL"),
     postgresql_nulls_not_distinct=True,
+)
+Index(
+    "decrypt_failures_secret_idx",
+    decrypt_failures.c.workspace_id,
+    decrypt_failures.c.secret_id,
+    postgresql_where=text("ended_at IS NULL AND secret_id IS NOT NULL"),
 )
 Index(
     "decrypt_failures_turned_idx",

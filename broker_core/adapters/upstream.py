@@ -155,6 +155,8 @@ class HttpLine:
         reader.skip_interim()
         response = http.client.HTTPConnection.getresponse(connection)
         reader.is_in_head = False
+        if response.status < 200:  # a status line that is spelt in a way which skip_interim does not know
+            raise http.client.UnknownProtocol("1xx")
         return HttpAnswer(response, has_body=request.method != "HEAD", close=self.close)
 
     def close(self) -> None:
@@ -170,7 +172,7 @@ class HttpAnswer:
 
     def __init__(self, response: http.client.HTTPResponse, has_body: bool, close: Callable[[], None]) -> None:
         self.status = response.status
-        self.reason = response.reason
+        self.reason = _visible(response.reason)
         self.headers: Sequence[tuple[str, str]] = _checked_headers(response)
         self._response = response
         self._has_body = has_body and response.status not in (204, 304)
@@ -201,7 +203,12 @@ def _checked_headers(response: http.client.HTTPResponse) -> list[tuple[str, str]
     if codings and codings != ["chunked"]:
         # http.client would hand a gzip transfer coding on as it is, and nothing could be redacted in it
         raise UpstreamError("the answer's transfer coding is not one that we read", code="response_withheld")
-    return [(name, re.sub(r"[\r\n]+[ \t]*", " ", text).replace("\0", "")) for name, text in message.items()]
+    return [(name, _visible(re.sub(r"[\r\n]+[ \t]*", " ", text))) for name, text in message.items()]
+
+
+def _visible(text: str) -> str:
+    """Without controls: some reader drops them, and what it then reads must be what was looked through."""
+    return re.sub(r"[\x00-\x08\x0a-\x1f\x7f]", "", text)
 
 
 class _TimedSocket:

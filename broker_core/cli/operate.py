@@ -7,7 +7,7 @@ import os
 import click
 
 from broker_core.adapters.clock import SystemClock
-from broker_core.adapters.queue import CUSTODY, MAINTENANCE, QUEUES, DramatiqQueue, make_broker, purge_dead_letters
+from broker_core.adapters.queue import CUSTODY, MAINTENANCE, QUEUES, DramatiqQueue, connect_queue, purge_dead_letters
 from broker_core.adapters.queue import dead_letters as read_dead_letters
 from broker_core.bootstrap import start_process
 from broker_core.cli.common import exit_codes, settings, show
@@ -66,7 +66,7 @@ def scheduler() -> None:
 
     with exit_codes():
         finish = start_process("axiorank-broker-scheduler", os.environ)
-        queue = DramatiqQueue(make_broker(settings().redis_url))
+        queue = DramatiqQueue(connect_queue(settings().redis_url))
         try:
             run_until_signalled(queue, SystemClock())
         finally:
@@ -81,7 +81,7 @@ def scheduler() -> None:
 def dead_letters(purge: bool) -> None:
     """Show the queue messages that were given up (ids only, no message holds more)."""
     with exit_codes():
-        broker = make_broker(settings().redis_url)
+        broker = connect_queue(settings().redis_url)
         if purge:
             click.echo(f"forgot {purge_dead_letters(broker)}")
         else:

@@ -7,6 +7,7 @@ The order is fixed, and each step stands for a promise; ``injector.py`` is that 
     kinds.py    how a value goes on a request
     redact.py   how it comes off the answer
     answer.py   which parts of an answer may be handed on
+    uses.py     one use under way: its audit row, span and failure record
 
 Imports no HTTP library: the way out is the ``Upstream`` port.
 """

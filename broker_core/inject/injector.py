@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 from uuid import UUID
@@ -31,7 +31,6 @@ from broker_core.errors import (
     Receipt,
     Transient,
     Unavailable,
-    UpstreamError,
 )
 from broker_core.inject.answer import decoded, handed_on
 from broker_core.inject.binding import check_host, choose, choose_environment, take_handle
@@ -39,13 +38,13 @@ from broker_core.inject.call import BrokeredEnvironment, BrokeredResponse, Call
 from broker_core.inject.kinds import Prepared, apply, prepare
 from broker_core.inject.redact import Redactor
 from broker_core.inject.url import parse_url
+from broker_core.inject.uses import OneUse, describe, failure_of, taken_for_ours
 from broker_core.injection import HTTP_KINDS, value_problem
-from broker_core.model import CipherName, FoundBy, Purpose
+from broker_core.model import CipherName, Purpose
 from broker_core.ports import (
     Candidate,
     Clock,
     Destination,
-    Failure,
     FailureLog,
     InjectStore,
     KeyService,
@@ -70,36 +69,6 @@ class InjectLimits:
     upstream_seconds: float = 30.0
     key_seconds: float = 10.0  # of it, at most so many for one use of a key
     max_bytes: int = 10 * 1024 * 1024  # of a request's body, and of an answer's, decoded
-
-
-@dataclass
-class _Use:
-    """One use, from its committed intent to its outcome: what is known so far for the audit row."""
-
-    intent: Intent
-    secret: Candidate
-    is_begun: bool = False
-    receipt: Receipt = field(default_factory=Receipt)
-    status: int | None = None
-    redactions: int | None = None
-
-    def result(self, outcome: Outcome, code: str = "", aws_code: str = "") -> Result:
-        return Result(outcome, code, aws_code, self.receipt, self.status, self.redactions)
-
-    def failed(self, error: BrokerError) -> Result:
-        """How it ended, by the error that ended it."""
-        if isinstance(error, KeyServiceError):
-            self.receipt = error.receipt
-            outcome = Outcome.FAILED if isinstance(error, Transient) else Outcome.REFUSED
-            return self.result(outcome, error.state.value, error.aws_code)
-        if isinstance(error, UpstreamError):
-            is_withheld = error.reason == "response_withheld"
-            return self.result(Outcome.WITHHELD if is_withheld else Outcome.UPSTREAM_FAILED, error.reason)
-        return self.result(Outcome.REFUSED if isinstance(error, InjectionRefused) else Outcome.FAILED, error.reason)
-
-    def abandoned(self) -> Result:
-        """How it ended, when another use of the same call failed."""
-        return self.result(Outcome.FAILED, "not_released" if self.is_begun else "not_asked")
 
 
 class Injector:
@@ -161,8 +130,8 @@ class Injector:
             with self._connected(address.destination, ends) as line:  # 5, INV-6
                 intent = self._intent(call, secret, address.destination)
                 if self._store.begin_uses([intent]):  # 6, INV-5
-                    use = _Use(intent, secret)
-                    _describe(current, use)
+                    use = OneUse(intent, secret)
+                    describe(current, use)
                     return self._closing([use], partial(self._exchange, use, request, line, ends))
         raise _changing()
 
@@ -177,12 +146,14 @@ class Injector:
         finally:
             line.close()
 
-    def _exchange(self, use: _Use, request: Prepared, line: UpstreamLine, ends: float) -> BrokeredResponse:
+    def _exchange(self, use: OneUse, request: Prepared, line: UpstreamLine, ends: float) -> BrokeredResponse:
         value = self._value(use, ends)  # 7, 8
         redactor = Redactor([(use.secret.name, value)])
         try:
             # else an upstream that echoes would show, masked or not, whether a guess is right
             if _shows(request, redactor):
+                # many of these in a row are somebody guessing: each one that is refused was a hit
+                telemetry.log().warning("inject.value_in_request", audit_id=str(use.intent.id))
                 raise InjectionRefused("the request already holds a form of the value", code="handle_misplaced")
             answer = self._sent(use, line, request, value)  # 9
             try:
@@ -193,14 +164,14 @@ class Injector:
             use.redactions = redactor.count
             redactor.close()
 
-    def _sent(self, use: _Use, line: UpstreamLine, request: Prepared, value: bytes) -> UpstreamAnswer:
+    def _sent(self, use: OneUse, line: UpstreamLine, request: Prepared, value: bytes) -> UpstreamAnswer:
         with telemetry.span("upstream.send", SpanKind.CLIENT, http__request__method=request.method) as current:
             answer = line.send(apply(use.secret.injection, value, request))  # INV-7
             use.status = answer.status
             current.set_attribute("http.response.status_code", answer.status)
             return answer
 
-    def _redacted(self, use: _Use, request: Prepared, answer: UpstreamAnswer, redactor: Redactor) -> BrokeredResponse:
+    def _redacted(self, use: OneUse, request: Prepared, answer: UpstreamAnswer, redactor: Redactor) -> BrokeredResponse:
         whole = b"".join(decoded(answer.chunks(), answer.headers, self._limits.max_bytes))
         body = redactor.body(whole)
         headers = handed_on(answer.headers, redactor)
@@ -217,7 +188,7 @@ class Injector:
         ends = self._clock.monotonic() + self._limits.upstream_seconds
         for _ in range(_MOST_SELECTIONS):
             chosen = choose_environment(self._candidates(call), call)  # 3
-            uses = {variable: _Use(self._intent(call, one), one) for variable, one in chosen.items()}
+            uses = {variable: OneUse(self._intent(call, one), one) for variable, one in chosen.items()}
             if not uses:
                 return BrokeredEnvironment({}, ())
             if self._store.begin_uses([use.intent for use in uses.values()]):  # 6, INV-5
@@ -225,7 +196,7 @@ class Injector:
                 return self._closing(list(uses.values()), partial(self._variables, uses, ends))
         raise _changing()
 
-    def _variables(self, uses: dict[str, _Use], ends: float) -> BrokeredEnvironment:
+    def _variables(self, uses: dict[str, OneUse], ends: float) -> BrokeredEnvironment:
         values = {variable: self._value(use, ends).decode("utf-8") for variable, use in uses.items()}  # 7, 8
         return BrokeredEnvironment(values, [use.intent.id for use in uses.values()])
 
@@ -250,7 +221,7 @@ class Injector:
             target=str(destination) if destination else None,
         )
 
-    def _value(self, use: _Use, ends: float) -> bytes:
+    def _value(self, use: OneUse, ends: float) -> bytes:
         """Decrypt, check, and give a copy: the libraries below us take nothing else. It lives as long as this call."""
         opened = self._opened(use, ends)  # 7
         use.receipt = opened.receipt
@@ -259,7 +230,7 @@ class Injector:
                 raise Misconfigured("the value does not fit its injectionKind; rotate it", receipt=opened.receipt)
             return bytes(view)
 
-    def _opened(self, use: _Use, ends: float) -> Opened:
+    def _opened(self, use: OneUse, ends: float) -> Opened:
         """Being listed as affected never refuses: every call asks the key."""
         use.is_begun = True
         secret, left = use.secret, ends - self._clock.monotonic()
@@ -273,7 +244,7 @@ class Injector:
         key_use = KeyUse(secret.connection, Purpose.INJECT, use.intent.id, binding)
         return self._keys.decrypt(key_use, secret.blob, min(left, self._limits.key_seconds))
 
-    def _closing(self, uses: Sequence[_Use], work: Callable[[], _Done]) -> _Done:
+    def _closing(self, uses: Sequence[OneUse], work: Callable[[], _Done]) -> _Done:
         """Do it, and close the audit rows whatever happens (INV-5). A foreign exception can hold the value in its text:
         it is let go before ours is raised."""
         try:
@@ -281,7 +252,7 @@ class Injector:
         except BrokerError as error:
             if self._fail(uses, error):
                 raise
-            fault: BrokerError = _taken_for_ours(error)
+            fault: BrokerError = taken_for_ours(error)
         except Exception:  # noqa: BLE001 - a fault of ours, of any kind
             fault = BrokerError("a fault of the broker's; its audit row says how far it got")
             self._fail(uses, fault)
@@ -290,14 +261,14 @@ class Injector:
             return done
         raise fault
 
-    def _fail(self, uses: Sequence[_Use], error: BrokerError) -> bool:
+    def _fail(self, uses: Sequence[OneUse], error: BrokerError) -> bool:
         """Close the rows: the last one that was begun is the one that failed; what was decrypted before it is dropped,
         what would have come after it was never asked. False where the error is taken for a fault of ours (INV-8)."""
         failed = [use for use in uses if use.is_begun][-1]
         self._end([(use, use.failed(error) if use is failed else use.abandoned()) for use in uses])
-        return not isinstance(error, KeyServiceError) or self._failures.seen(_failure(failed, error))
+        return not isinstance(error, KeyServiceError) or self._failures.seen(failure_of(failed, error))
 
-    def _end(self, results: Sequence[tuple[_Use, Result]]) -> None:
+    def _end(self, results: Sequence[tuple[OneUse, Result]]) -> None:
         """Write the outcomes. What is done is done: where they cannot be written the answer stands, and the reconciler
         closes the rows as ``unknown``, so that the log never claims less than what happened."""
         try:
@@ -321,32 +292,6 @@ class Injector:
 def _shows(request: Prepared, redactor: Redactor) -> bool:
     texts = [request.address.target, *(text for pair in request.headers for text in pair)]
     return any(redactor.finds_in(part) for part in (*(text.encode("latin-1") for text in texts), request.body))
-
-
-def _describe(current: Span, use: _Use) -> None:
-    intent = use.intent
-    current.set_attribute("broker.audit", str(intent.id))
-    current.set_attribute("broker.secret", str(intent.secret_id))
-    current.set_attribute("broker.version", use.secret.version)
-    current.set_attribute("broker.kind", use.secret.injection.kind.value)
-    current.set_attribute("broker.cipher", intent.cipher.value)
-
-
-def _failure(use: _Use, error: KeyServiceError) -> Failure:
-    return Failure(
-        workspace_id=use.intent.workspace_id,
-        connection_id=use.intent.connection_id,
-        secret_id=use.intent.secret_id,
-        state=error.state,
-        aws_code=error.aws_code,
-        request_id=error.receipt.kms_request_id or error.receipt.assume_request_id,
-        found_by=FoundBy.INJECT,
-    )
-
-
-def _taken_for_ours(error: BrokerError) -> Transient:
-    receipt = error.receipt if isinstance(error, KeyServiceError) else Receipt()
-    return Transient("many customers' keys refuse at once, which is taken for a fault of ours", receipt=receipt)
 
 
 def _changing() -> Unavailable:

@@ -114,11 +114,10 @@ def with_parameter(target: str, name: str, value: bytes) -> str:
 
 def _is_same_parameter(encoded: str, name: str) -> bool:
     """Whether some server reads both as one name: percent-encoding and ``+`` decoded, any case (ASP.NET), ``.`` and
-    space as ``_``, a ``[…]`` suffix as the same variable, and cut at a NUL (PHP)."""
+    space as ``_``, a ``[…]`` suffix as the same variable, a lone ``[`` as ``_``, and cut at a NUL (PHP)."""
     decoded = unquote_plus(encoded, errors="replace").split("\0")[0]
-    if "[" not in name:
-        decoded = decoded.split("[")[0]
-    return _folded(decoded) == _folded(name)
+    readings = {decoded} if "[" in name else {decoded.split("[")[0], decoded.replace("[", "_", 1)}
+    return _folded(name) in map(_folded, readings)
 
 
 def _folded(name: str) -> str:

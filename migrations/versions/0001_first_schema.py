@@ -133,6 +133,7 @@ CREATE TABLE secret_events (
     claim_key BYTEA,
     claim_expires_at TIMESTAMP WITH TIME ZONE,
     attempts INTEGER DEFAULT 0 NOT NULL,
+    begun_at TIMESTAMP WITH TIME ZONE,
     ring_at TIMESTAMP WITH TIME ZONE DEFAULT now() NOT NULL,
     reason TEXT,
     aws_code TEXT,
@@ -183,6 +184,9 @@ CREATE TABLE decrypt_failures (
 
 CREATE UNIQUE INDEX decrypt_failures_open_key ON decrypt_failures (workspace_id, connection_id, secret_id) NULLS
     NOT DISTINCT WHERE ended_at IS NULL;
+
+CREATE INDEX decrypt_failures_secret_idx ON decrypt_failures (workspace_id, secret_id)
+    WHERE ended_at IS NULL AND secret_id IS NOT NULL;
 
 CREATE INDEX decrypt_failures_turned_idx ON decrypt_failures (first_seen) WHERE secret_id IS NULL;
 

@@ -12,6 +12,7 @@ from broker_core.errors import Conflict, NotFound, Receipt
 from broker_core.injection import Injection, Kind
 from broker_core.model import Blob, CipherName, Connection, EventState, EventType
 from broker_core.ports import Attempt, Draft
+from tests.store_setup import age_event
 from tests.waiting import wait_until
 
 BEARER = Injection(Kind.BEARER, None, "api.example.com", None, "agent-1")
@@ -187,8 +188,17 @@ class TestKeep:
 
     def test_each_attempt_is_counted(self, store: Any, workspace: str) -> None:
         """The counter is raised by beginning, not by ending."""
-        accepted = store.accept(draft(workspace))
-        assert [begin(store, accepted.event.id).attempts for _ in range(3)] == [1, 2, 3]
+        event = store.accept(draft(workspace)).event
+        seen = []
+        for _ in range(3):
+            seen.append(begin(store, event.id).attempts)
+            age_event(store, event.id, "begun_at", 60)
+        assert seen == [1, 2, 3]
+
+    def test_attempts_at_the_same_time_count_as_one(self, store: Any, workspace: str) -> None:
+        """A flood of doorbells while an attempt is under way is no row of crashes."""
+        event = store.accept(draft(workspace)).event
+        assert [begin(store, event.id).attempts for _ in range(10)] == [1] * 10
 
     def test_an_attempt_that_reported_back_is_not_counted(self, store: Any, workspace: str) -> None:
         """Holding sets the counter back: it counts crashes."""

@@ -10,7 +10,7 @@ import pytest
 from dramatiq import Message
 from dramatiq.brokers.redis import RedisBroker
 
-from broker_core.adapters.queue import CUSTODY, SWEEP, DramatiqQueue, make_broker
+from broker_core.adapters.queue import CUSTODY, SWEEP, DramatiqQueue, connect_queue
 from broker_core.errors import Unavailable
 from broker_core.model import EventType
 from tests.fakes_queue import FakeQueue
@@ -74,7 +74,7 @@ class TestFake(QueueContract):
 class TestDramatiq(QueueContract):
     @pytest.fixture
     def broker(self, queue_valkey: str) -> RedisBroker:
-        return make_broker(queue_valkey)
+        return connect_queue(queue_valkey)
 
     @pytest.fixture
     def queue(self, broker: RedisBroker) -> Iterator[DramatiqQueue]:
@@ -94,7 +94,7 @@ class TestDramatiq(QueueContract):
 
     @pytest.fixture
     def away(self, queue_valkey: str) -> Iterator[DramatiqQueue]:
-        queue = DramatiqQueue(make_broker("redis://127.0.0.1:1/0"))  # nothing listens there
+        queue = DramatiqQueue(connect_queue("redis://127.0.0.1:1/0"))  # nothing listens there
         yield queue
         queue.close()
 

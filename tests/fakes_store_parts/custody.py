@@ -23,7 +23,9 @@ class CustodyRoom(Rows):
             secret = self._secrets[row.secret_id]
             setting = self._setting(self._workspace(row.workspace_id))
             self._begin_use(_intent(audit_id, row, setting.connection.id if setting.connection else None), now)
-            row.attempts += 1
+            lease = timedelta(seconds=self._lease_seconds)
+            if row.attempts == 0 or row.begun_at is None or row.begun_at <= now - lease:
+                row.attempts, row.begun_at = row.attempts + 1, now
             row.ring_at = now + timedelta(seconds=self._lease_seconds)
             return Attempt(
                 audit_id=audit_id,
@@ -100,9 +102,7 @@ class CustodyRoom(Rows):
             rung = sorted(due, key=lambda row: row.ring_at)[:limit]
             for row in rung:
                 row.ring_at = now + timedelta(seconds=self._lease_seconds)
-            return Housekeeping(
-                [Ring(row.type, row.id, row.traceparent) for row in rung], len(expired), len(unknown)
-            )
+            return Housekeeping([Ring(row.type, row.id, row.traceparent) for row in rung], len(expired), len(unknown))
 
     def _put_blob(self, secret: SecretRow, version: int, blob: Blob, attempt: Attempt, now: datetime) -> None:
         connection = attempt.setting.connection

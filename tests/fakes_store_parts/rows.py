@@ -96,6 +96,7 @@ class EventRow:
     traceparent: str | None = None
     state: EventState = EventState.ACCEPTED
     attempts: int = 0
+    begun_at: datetime | None = None
     reason: str | None = None
     ended_at: datetime | None = None
 

@@ -10,7 +10,7 @@ import json
 import random
 import secrets
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, LiteralString
@@ -50,6 +50,7 @@ class Flood:
         if connect:
             account = stack.aws.account(fresh_account_id())
             customer = CustomerAccount(account, OUR_ACCOUNT, f"external-{uuid4().hex}")
+            self.key_arn = customer.key_arn
             app.byok.connect(self.workspace, customer.role_arn, customer.external_id, customer.key_arn)
 
     def publish(self, name: str, version: int) -> Receipt:
@@ -87,10 +88,10 @@ class Flood:
         ((ended,),) = self.sql("SELECT count(*) FROM secret_events WHERE ended_at IS NOT NULL")
         return int(ended)
 
-    def sql(self, statement: LiteralString) -> list[tuple[Any, ...]]:
+    def sql(self, statement: LiteralString, values: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
         """One statement, on a connection of its own."""
         with psycopg.connect(plain(self.stack.postgres.url), autocommit=True) as connection:
-            cursor = connection.execute(statement)
+            cursor = connection.execute(statement, values)
             return cursor.fetchall() if cursor.description else []
 
     def statuses(self) -> dict[str, SecretStatus]:

@@ -6,9 +6,10 @@ from dataclasses import replace
 from uuid import uuid4
 
 import pytest
+from structlog.testing import capture_logs
 
 from broker_core.audit import Outcome
-from broker_core.byok import Byok, what_to_do
+from broker_core.byok import Byok, warnings_for, what_to_do
 from broker_core.errors import (
     AuditUnavailable,
     Conflict,
@@ -30,6 +31,7 @@ from tests.fakes_keys import FakeKeyService
 
 EXTERNAL_ID = "an-external-id-of-ours"
 KEY = "arn:aws:kms:eu-west-1:111122223333:key/11111111-1111-4111-8111-111111111111"
+MULTI_REGION = f"arn:aws:kms:eu-west-1:111122223333:key/mrk-{'1' * 32}"
 
 
 @pytest.fixture
@@ -58,6 +60,25 @@ class TestConnect:
         assert calls == [("encrypt", Purpose.VERIFY), ("decrypt", Purpose.VERIFY)]
         audited = [(intent.connection_id, result and result.outcome) for intent, result in customers.store.audit_rows()]
         assert audited == [(connection.id, Outcome.OK)] * 2
+
+    def test_a_multi_region_key_gets_a_warning(self, customers: Customers) -> None:
+        """It is connected, and the log says so with ids only."""
+        with capture_logs() as logs:
+            connection = customers.byok.connect("ws", ROLE, EXTERNAL_ID, MULTI_REGION)
+        expected = {"workspace_id": "ws", "connection_id": str(connection.id), "log_level": "warning"}
+        assert logs == [{"event": "byok.multi_region_key", **expected}]
+
+    def test_any_other_key_gets_none(self, customers: Customers) -> None:
+        """There is nothing to say."""
+        with capture_logs() as logs:
+            customers.byok.connect("ws", ROLE, EXTERNAL_ID, KEY)
+        assert (logs, warnings_for(KEY)) == ([], ())
+
+    def test_the_warning_says_what_revoking_takes(self) -> None:
+        """Several Regions, disabling one leaves the others, and which one is used."""
+        (warning,) = warnings_for(MULTI_REGION)
+        for part in ("several Regions", "disabling it in one leaves", "only the one in eu-west-1"):
+            assert part in warning
 
     def test_replacing_retires_the_old_one(self, customers: Customers) -> None:
         """The old connection stays for its blobs, and the new one encrypts."""

@@ -11,9 +11,10 @@ import pytest
 from broker_core.audit import Outcome
 from broker_core.context import EncryptionContext, for_secret
 from broker_core.custody import MOST_CRASHES, MOST_RESTARTS, Custody
-from broker_core.errors import Denied, Integrity, KeyState, Misconfigured, Transient, Unavailable
+from broker_core.errors import Busy, Denied, Integrity, KeyState, Misconfigured, Transient, Unavailable
 from broker_core.model import Blob, CipherName, Connection, EventState, EventType, SecretStatus
 from broker_core.secret import Plaintext
+from tests.store_setup import age_event
 from tests.taking_in import TTL_SECONDS, VALUE, WORKSPACE, TakingIn
 
 
@@ -205,6 +206,7 @@ class TestLost:
         receipt = world.accept()
         for _ in range(MOST_CRASHES):
             world.store.begin(receipt.id, uuid4())
+            age_event(world.store, receipt.id, "begun_at", 60)
         assert world.custody.run(receipt.id) is EventState.UNREADABLE
         assert world.store.event(WORKSPACE, receipt.id).reason == "attempts_spent"
         assert world.platform.calls == []
@@ -214,6 +216,7 @@ class TestLost:
         receipt = world.accept()
         for _ in range(MOST_CRASHES - 1):
             world.store.begin(receipt.id, uuid4())
+            age_event(world.store, receipt.id, "begun_at", 60)
         assert world.custody.run(receipt.id) is EventState.STORED
 
     def test_attempts_that_reported_back_are_not_spent(self, world: TakingIn, connection: Connection) -> None:
@@ -329,6 +332,27 @@ class TestTransient:
             world.custody.run(receipt.id)
         world.queue.rung.clear()
         world.clock.advance(16)
+        world.reconciler.run()
+        assert world.queue.rung == [(EventType.CREATED, receipt.id)]
+
+    def test_a_busy_connection_is_rung_again_soon_and_not_all_at_once(
+        self, world: TakingIn, connection: Connection
+    ) -> None:
+        """After some seconds with jitter, so that a customer's many events do not come back together."""
+        asked: list[tuple[float, float]] = []
+
+        def uniform(least: float, most: float) -> float:
+            asked.append((least, most))
+            return most
+
+        custody = Custody(world.store, world.claims, world.keys, world.platform, new_id=uuid4, uniform=uniform)
+        receipt = world.accept()
+        world.keys.fail(Busy("busy"))
+        with pytest.raises(Busy):
+            custody.run(receipt.id)
+        assert (world.state(receipt.id), asked) == (EventState.ACCEPTED, [(0.5, 1.5)])
+        world.queue.rung.clear()
+        world.clock.advance(10)
         world.reconciler.run()
         assert world.queue.rung == [(EventType.CREATED, receipt.id)]
 

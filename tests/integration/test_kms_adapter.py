@@ -375,7 +375,7 @@ class TestReuse:
 
     def test_eight_threads_and_one_flight(self, side: BrokerSide, customer: Customer) -> None:
         """Misses at the same time share one AssumeRole."""
-        service = side.key_service(sts_reuse_seconds=300)
+        service = side.key_service(sts_reuse_seconds=300, per_connection_concurrency=8)
         blob = encrypted(service, customer)
         before = actions(side, customer).count("sts:AssumeRole")
         values: list[bytes] = []

@@ -13,7 +13,7 @@ import pytest
 from dramatiq import Message
 from structlog.testing import capture_logs
 
-from broker_core.adapters.queue import MAINTENANCE, SWEEP, DramatiqQueue, make_broker
+from broker_core.adapters.queue import MAINTENANCE, SWEEP, DramatiqQueue, connect_queue
 from broker_core.errors import Unavailable
 from tests.fakes_queue import FakeQueue, FixedClock
 from tests.waiting import wait_until
@@ -135,14 +135,14 @@ class TestTrouble:
 
 @pytest.fixture
 def queue(queue_valkey: str) -> Iterator[DramatiqQueue]:
-    queue = DramatiqQueue(make_broker(queue_valkey))
+    queue = DramatiqQueue(connect_queue(queue_valkey))
     yield queue
     queue.close()
 
 
 def sent(url: str) -> dict[str, int]:
     """How many messages wait for each actor."""
-    broker = make_broker(url)
+    broker = connect_queue(url)
     bodies: list[Any] = [body for name in (SWEEP, MAINTENANCE) for body in broker.client.hvals(f"axiorank:{name}.msgs")]
     broker.client.close()
     return Counter(Message.decode(body).actor_name for body in bodies)
@@ -151,7 +151,7 @@ def sent(url: str) -> dict[str, int]:
 class TestOnRedis:
     def test_two_and_then_one(self, queue_valkey: str, queue: DramatiqQueue) -> None:
         """The same on a real server, each with connections of its own."""
-        other, clock = DramatiqQueue(make_broker(queue_valkey)), FixedClock()
+        other, clock = DramatiqQueue(connect_queue(queue_valkey)), FixedClock()
         first, second = Scheduler(queue, clock), Scheduler(other, clock)
         for second_passed in range(12):
             if second_passed < 6:
@@ -164,7 +164,7 @@ class TestOnRedis:
     def test_claims_expire(self, queue_valkey: str, queue: DramatiqQueue) -> None:
         """Claimed slots do not stay in Redis for ever."""
         Scheduler(queue, FixedClock()).step()
-        client = make_broker(queue_valkey).client
+        client = connect_queue(queue_valkey).client
         lives = [client.ttl(key) for key in client.scan_iter("axiorank:tick:*")]
         client.close()
         assert len(lives) == len(TICKS)
@@ -187,9 +187,9 @@ class TestOnRedis:
 _PROCESS = """
 import io, os
 from broker_core.adapters.clock import SystemClock
-from broker_core.adapters.queue import DramatiqQueue, make_broker
+from broker_core.adapters.queue import DramatiqQueue, connect_queue
 from broker_core.observability import configure_logging
 from workers.scheduler import run_until_signalled
 configure_logging(io.StringIO())
-run_until_signalled(DramatiqQueue(make_broker(os.environ["TEST_QUEUE_URL"])), SystemClock())
+run_until_signalled(DramatiqQueue(connect_queue(os.environ["TEST_QUEUE_URL"])), SystemClock())
 """

@@ -11,13 +11,13 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from broker_core import events, telemetry
-from broker_core.adapters.queue import DramatiqQueue, make_broker
+from broker_core.adapters.queue import DramatiqQueue, connect_queue
 from broker_core.errors import KeyServiceError
 from broker_core.model import EventState
 from tests.live import Live, live_app
 from tests.spans import collected, tree
 from tests.waiting import wait_until
-from workers.main import make_worker_broker
+from workers.main import make_worker_queue
 
 EVENT = """\
 intake.accept
@@ -72,10 +72,10 @@ def named(exporter: InMemorySpanExporter, name: str) -> ReadableSpan:
 def test_one_trace_of_an_event(live: Live, exporter: InMemorySpanExporter) -> None:
     """From the accepted event through the queue's message to the actor, STS, KMS and the database: one trace."""
     live.connect(live.customer())
-    queue = DramatiqQueue(make_broker(live.environment["BROKER_REDIS_URL"]))
+    queue = DramatiqQueue(connect_queue(live.environment["BROKER_REDIS_URL"]))
     with live_app(live.environment, live.aws, live.upstream, queue=queue) as other:
         other.connect(other.customer())
-        broker = make_worker_broker(live.environment["BROKER_REDIS_URL"], other.app)
+        broker = make_worker_queue(live.environment["BROKER_REDIS_URL"], other.app)
         worker = Worker(broker, worker_timeout=20, worker_threads=1)
         worker.start()
         exporter.clear()
@@ -161,7 +161,7 @@ def test_a_second_ring_is_in_the_events_trace(live: Live, exporter: InMemorySpan
     live.app.store._database.run(
         "due_now", "UPDATE secret_events SET ring_at = now() WHERE id = %(id)s", {"id": receipt.id}
     )
-    queue = DramatiqQueue(make_broker(live.environment["BROKER_REDIS_URL"]))
+    queue = DramatiqQueue(connect_queue(live.environment["BROKER_REDIS_URL"]))
     with live_app(live.environment, live.aws, live.upstream, queue=queue) as other:
         other.app.reconcile()
     queue.close()

@@ -31,18 +31,20 @@ from broker_core.adapters.queue import (
     MAINTENANCE,
     SWEEP,
     DramatiqQueue,
+    connect_queue,
     dead_letters,
-    make_broker,
     purge_dead_letters,
 )
+from broker_core.bootstrap import aws_options
 from broker_core.dev.valkey import Valkey
-from broker_core.errors import BrokerError, Conflict, Denied, Integrity, Transient, Unavailable
+from broker_core.errors import BrokerError, Busy, Conflict, Denied, Integrity, Transient, Unavailable
 from broker_core.model import EventState, EventType
+from broker_core.settings import Settings
 from tests.fakes_queue import FixedClock
 from tests.waiting import wait_until
 from workers.custody import RECONCILE, register_custody
 from workers.middleware import Retry, Trace, worker_middleware
-from workers.queue import command, worker_environment
+from workers.queue import command, threads_in, worker_environment
 from workers.sweeper import CHECKS, PROBES, register_sweeper
 
 SENTINEL = "hunter2-sentinel-value"
@@ -87,7 +89,7 @@ class FakeApp:
 @contextmanager
 def working(url: str, app: FakeApp) -> Iterator[RedisBroker]:
     """A broker with our middleware and actors, and a worker on it. Retries do not wait."""
-    broker = make_broker(url, middleware=[Trace(FixedClock()), Retry(uniform=lambda least, most: least)])
+    broker = connect_queue(url, middleware=[Trace(FixedClock()), Retry(uniform=lambda least, most: least)])
     register_custody(broker, app)
     register_sweeper(broker, app)
     worker = Worker(broker, worker_timeout=20, worker_threads=2)
@@ -134,7 +136,7 @@ class TestActors:
 
     def test_message_holds_an_id_and_a_trace_context(self, queue_valkey: str, spans: InMemorySpanExporter) -> None:
         """On the wire a message is the event's id, a traceparent and dramatiq's own ids."""
-        broker, event_id = make_broker(queue_valkey), uuid4()
+        broker, event_id = connect_queue(queue_valkey), uuid4()
         DramatiqQueue(broker).ring(EventType.CREATED, event_id)
         (body,) = broker.client.hvals(f"axiorank:{CUSTODY}.msgs")
         broker.client.close()
@@ -144,9 +146,9 @@ class TestActors:
 
     def test_nothing_of_dramatiqs_defaults(self) -> None:
         """The middleware is ours alone: no time limit, callbacks, pipelines or traceback-storing retries."""
-        broker = make_broker("redis://127.0.0.1:1/0", middleware=worker_middleware())
+        broker = connect_queue("redis://127.0.0.1:1/0", middleware=worker_middleware())
         assert [type(each) for each in broker.middleware] == [Trace, Retry]
-        assert make_broker("redis://127.0.0.1:1/0").middleware == []
+        assert connect_queue("redis://127.0.0.1:1/0").middleware == []
 
 
 class TestRetries:
@@ -156,14 +158,21 @@ class TestRetries:
         app = FakeApp(error, error)
         event_id = work(queue_valkey, app)
         assert app.calls == [str(event_id)] * 3
-        assert dead_letters(make_broker(queue_valkey)) == []
+        assert dead_letters(connect_queue(queue_valkey)) == []
 
     def test_tries_are_few(self, queue_valkey: str) -> None:
         """After three retries a message is given up; the reconciler rings again."""
         app = FakeApp(*[Unavailable("x")] * 9)
         event_id = work(queue_valkey, app)
         assert len(app.calls) == 4
-        assert [letter.event_id for letter in dead_letters(make_broker(queue_valkey))] == [event_id]
+        assert [letter.event_id for letter in dead_letters(connect_queue(queue_valkey))] == [event_id]
+
+    def test_a_busy_connection_leaves_no_dead_letter(self, queue_valkey: str) -> None:
+        """Nothing went wrong: after a few tries its event is the reconciler's."""
+        app = FakeApp(*[Busy("x")] * 9)
+        work(queue_valkey, app)
+        assert len(app.calls) == 4
+        assert dead_letters(connect_queue(queue_valkey)) == []
 
     @pytest.mark.parametrize("error", [Conflict("x"), Denied("x"), Integrity("x"), BrokerError("x"), ValueError("x")])
     def test_anything_else_is_not(self, queue_valkey: str, error: Exception) -> None:
@@ -171,7 +180,7 @@ class TestRetries:
         app = FakeApp(error)
         work(queue_valkey, app)
         assert len(app.calls) == 1
-        assert len(dead_letters(make_broker(queue_valkey))) == 1
+        assert len(dead_letters(connect_queue(queue_valkey))) == 1
 
     def test_backoff_is_full_jitter(self) -> None:
         """The bounds of the delay start at zero and double up to the cap."""
@@ -190,7 +199,7 @@ class TestDeadLetters:
     def test_listed(self, queue_valkey: str) -> None:
         """A dead letter names its queue, its actor, its event and when it was given up."""
         event_id = work(queue_valkey, FakeApp(Conflict("x")))
-        (letter,) = dead_letters(make_broker(queue_valkey))
+        (letter,) = dead_letters(connect_queue(queue_valkey))
         assert (letter.queue, letter.actor, letter.event_id) == (CUSTODY, "secret_created", event_id)
         assert letter.when.tzinfo is not None
 
@@ -212,7 +221,7 @@ class TestDeadLetters:
     def test_purged(self, queue_valkey: str) -> None:
         """Purging forgets the dead letters, says how many, and leaves what waits."""
         work(queue_valkey, FakeApp(Conflict("x")))
-        broker = make_broker(queue_valkey)
+        broker = connect_queue(queue_valkey)
         DramatiqQueue(broker).ring(EventType.CREATED, uuid4())
         assert purge_dead_letters(broker) == 1
         assert dead_letters(broker) == []
@@ -351,7 +360,7 @@ class TestLines:
 class TestLostRetry:
     def test_said(self, lines: Lines) -> None:
         """When the queue is away for a retry, the message is lost and the log says so."""
-        broker = make_broker("redis://127.0.0.1:1/0", middleware=[Retry()])
+        broker = connect_queue("redis://127.0.0.1:1/0", middleware=[Retry()])
         register_custody(broker, FakeApp())
         message: Any = dramatiq.MessageProxy(Message(CUSTODY, "secret_created", (str(uuid4()),), {}, {}))
         broker.emit_after("process_message", message, exception=Unavailable("x"))
@@ -373,7 +382,7 @@ class NotingApp(FakeApp):
 def setup_in_a_process() -> None:
     """What ``workers.main:setup`` is, with use cases that note their calls."""
     url = os.environ["TEST_QUEUE_URL"]
-    broker = make_broker(url, middleware=worker_middleware())
+    broker = connect_queue(url, middleware=worker_middleware())
     app = NotingApp(redis.Redis.from_url(url))
     register_custody(broker, app)
     register_sweeper(broker, app)
@@ -385,7 +394,7 @@ class TestProcess:
         """dramatiq's master runs our setup on the chosen queues only, and ends in order at SIGTERM."""
         line = command([CUSTODY], 1, 2, "tests.integration.test_workers:setup_in_a_process")
         environ = {**os.environ, **worker_environment([CUSTODY], 2), "TEST_QUEUE_URL": queue_valkey}
-        broker, event_id = make_broker(queue_valkey), uuid4()
+        broker, event_id = connect_queue(queue_valkey), uuid4()
         DramatiqQueue(broker).tick(SWEEP, PROBES)
         DramatiqQueue(broker).ring(EventType.ROTATED, event_id)
         process = subprocess.Popen(line, env=environ, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -400,12 +409,23 @@ class TestProcess:
         assert DramatiqQueue(broker).waiting(SWEEP) == 1
         broker.client.close()
 
+    def test_one_connection_gets_half_of_the_threads(self) -> None:
+        """A worker process learns its threads from its master; at least one use is always possible."""
+        settings = Settings(database_url="", redis_url="", claim_redis_url="")
+        widths = [
+            aws_options(settings, threads_in(worker_environment([CUSTODY], threads))).per_connection_concurrency
+            for threads in (1, 2, 3, 8, 64)
+        ]
+        assert widths == [1, 1, 1, 4, 32]
+        assert threads_in({}) == 8
+
     def test_what_a_worker_is_told(self) -> None:
         """The sweep takes one message per thread, events one spare; an unknown queue is refused."""
         assert worker_environment([SWEEP], 4)["dramatiq_queue_prefetch"] == "4"
         assert worker_environment([CUSTODY, MAINTENANCE], 4) == {
             "dramatiq_worker_timeout": "100",
             "dramatiq_queue_prefetch": "8",
+            "AXIORANK_WORKER_THREADS": "4",
         }
         with pytest.raises(ValueError, match="queues are"):
             worker_environment(["custdy"], 4)

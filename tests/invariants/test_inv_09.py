@@ -16,6 +16,7 @@ from broker_core.dev.aws import Fault
 from broker_core.errors import Transient, Unavailable
 from broker_core.model import TRANSITIONS, WAITING, EventState, SecretStatus
 from tests.live import Live
+from tests.store_setup import age_event
 
 
 def _sql(live: Live, statement: str, event_id: UUID | None = None) -> list[Any]:
@@ -100,6 +101,7 @@ def _crash_and_crash(live: Live) -> UUID:
     receipt = live.publish()
     for _ in range(MOST_CRASHES):  # an attempt that begins and never reports back
         assert live.app.store.begin(receipt.id, _new_id())
+        age_event(live.app.store, receipt.id, "begun_at", 60)
     live.work()
     return receipt.id
 

@@ -45,9 +45,9 @@ def adapter_takes(url: str, partition: str | None = None) -> bool:
 def test_partitions_are_botocores() -> None:
     """Every partition that botocore knows is here, with its two suffixes."""
     listed = botocore.session.Session().get_component("data_loader").load_data("partitions")["partitions"]
-    assert {each["id"]: (each["outputs"]["dnsSuffix"], each["outputs"]["dualStackDnsSuffix"]) for each in listed} == dict(
-        aws_names.SUFFIXES
-    )
+    assert {
+        each["id"]: (each["outputs"]["dnsSuffix"], each["outputs"]["dualStackDnsSuffix"]) for each in listed
+    } == dict(aws_names.SUFFIXES)
 
 
 @each_partition

@@ -5,6 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
@@ -15,7 +16,7 @@ from structlog.testing import capture_logs
 from broker_core.adapters.aws_clients import AwsOptions
 from broker_core.adapters.key_service import KmsKeyService
 from broker_core.context import for_secret
-from broker_core.errors import Denied, Integrity, KeyServiceError, KeyState, Misconfigured, Receipt, Transient
+from broker_core.errors import Busy, Denied, Integrity, KeyServiceError, KeyState, Misconfigured, Receipt, Transient
 from broker_core.model import Blob, CipherName, Connection, Purpose
 from broker_core.policies import Action, deny_all, session_policy, to_json
 from broker_core.ports import KeyUse
@@ -264,6 +265,32 @@ class TestSeconds:
         stage.aws._answers["decrypt"] = [opened]
         assert stage.decrypt() == b"value"
         assert stage.decrypt() == b"value"
+
+    def test_every_attempt_asks_the_breaker(self) -> None:
+        """The trial of an open breaker is one attempt, and so is each of the last before it opens: five are asked, not
+        six, and then one."""
+        stage = Stage(decrypt=[bx.ReadTimeoutError(endpoint_url="u")])
+        stage.refused()
+        stage.refused()
+        assert len(stage.aws.asked_for("decrypt")) == 5
+        stage.clock.seconds += 5
+        stage.refused()
+        assert len(stage.aws.asked_for("decrypt")) == 6
+
+    @pytest.mark.parametrize("purpose", [each for each in Purpose if each is not Purpose.INJECT])
+    def test_only_an_injection_waits_for_a_slot(self, purpose: Purpose) -> None:
+        """Whatever comes again by itself is told at once that the connection is busy, and asks AWS nothing."""
+        stage = Stage(AwsOptions(per_connection_concurrency=2))
+        use = replace(USE, purpose=purpose)
+        with stage.service._lanes.use(CONNECTION.id), stage.service._lanes.use(CONNECTION.id):
+            for ask in (
+                lambda: stage.service.encrypt(use, Plaintext(b"value"), 3600),
+                lambda: stage.service.decrypt(use, BLOB, 3600),
+                lambda: stage.service.check(use, BLOB, 3600),
+            ):
+                with pytest.raises(Busy):
+                    ask()
+        assert stage.times() == (0, 0)
 
     def test_refusals_do_not_open_the_breaker(self) -> None:
         """A key that says no quickly holds nobody up."""

@@ -10,6 +10,9 @@ import botocore.exceptions as bx
 import botocore.session
 import pytest
 from botocore.parsers import ResponseParserError
+from opentelemetry import metrics
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, Sum
 from structlog.testing import capture_logs
 
 from broker_core.adapters.kms import DEAD_SESSION, DRY_RUN_OK, NoAnswer, Reply, ask, map_error, normal_code
@@ -226,6 +229,19 @@ class TestAnswers:
             "log_level": "warning",
         }
 
+    def test_unknown_codes_are_counted_by_code(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """In the metric ``broker.kms.unmapped``, whose only attribute is the code."""
+        reader = InMemoryMetricReader()
+        provider = MeterProvider([reader], shutdown_on_exit=False)
+        monkeypatch.setattr(metrics, "get_meter", provider.get_meter)
+        for code in ("BrandNewException", "BrandNewException", "Another", "ThrottlingException"):
+            map_error(aws_error(code, SENTINEL), "kms.Decrypt")
+        assert counted(reader, "broker.kms.unmapped") == {
+            (("broker.aws_code", "BrandNewException"),): 2,
+            (("broker.aws_code", "Another"),): 1,
+        }
+        provider.shutdown()
+
     @pytest.mark.parametrize("code", [f"with space {SENTINEL}", "x" * 65, "", "a\nb"])
     def test_a_code_that_looks_like_none_is_not_let_through(self, code: str) -> None:
         """A code goes into rows, logs and spans."""
@@ -235,6 +251,20 @@ class TestAnswers:
         """KMS and STS spell them with and without a suffix."""
         spelled = ("UnrecognizedClientException", "InvalidClientTokenId", "ExpiredTokenException", "ExpiredToken")
         assert {normal_code(aws_error(code)) for code in spelled} == DEAD_SESSION
+
+
+def counted(reader: InMemoryMetricReader, name: str) -> dict[tuple[tuple[str, Any], ...], int | float]:
+    """A counter's sums, by their attributes."""
+    data = reader.get_metrics_data()
+    assert data is not None
+    return {
+        tuple(sorted((point.attributes or {}).items())): point.value
+        for resource in data.resource_metrics
+        for scope in resource.scope_metrics
+        for metric in scope.metrics
+        if metric.name == name and isinstance(metric.data, Sum)
+        for point in metric.data.data_points
+    }
 
 
 class TestBotocoresOwn:

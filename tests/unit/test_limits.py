@@ -10,9 +10,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule
 
-from broker_core.adapters.limits import Breaker, Lanes
-from broker_core.errors import Transient
+from broker_core.adapters.limits import Breaker, Lanes, NotAnswering
+from broker_core.errors import Busy
 from tests.fakes_keys import ManualClock
+from tests.waiting import wait_until
 
 A, B = UUID(int=1), UUID(int=2)
 LIMIT, OPEN = 3, 5.0
@@ -59,24 +60,24 @@ TestBreaker = BreakerMachine.TestCase
 
 class TestLanes:
     def test_a_lane_has_so_many_slots(self) -> None:
-        """One use more than the width is refused as transient when its time is up."""
+        """One use more than the width is refused at once, by name."""
         lanes = Lanes(ManualClock(), width=2)
-        with lanes.use(A, 0), lanes.use(A, 0):
-            with pytest.raises(Transient), lanes.use(A, 0):
+        with lanes.use(A), lanes.use(A):
+            with pytest.raises(Busy), lanes.use(A):
                 pytest.fail("a third use got in")
-            with lanes.use(B, 0):
+            with lanes.use(B):
                 pass  # another connection has slots of its own
 
     def test_a_slot_is_given_back_whatever_happens(self) -> None:
         """An error in the block frees the slot."""
         lanes = Lanes(ManualClock(), width=1)
         for _ in range(3):
-            with pytest.raises(RuntimeError), lanes.use(A, 0):
+            with pytest.raises(RuntimeError), lanes.use(A):
                 raise RuntimeError
 
     def test_a_use_waits_for_a_slot(self) -> None:
         """Within its seconds, a use gets the slot that another gives back."""
-        lanes = Lanes(ManualClock(), width=1)
+        lanes = Lanes(ManualClock(), width=2)
         got_in = threading.Event()
 
         def wait() -> None:
@@ -84,29 +85,66 @@ class TestLanes:
                 got_in.set()
 
         waiter = threading.Thread(target=wait)
-        with lanes.use(A, 0):
+        with lanes.use(A), lanes.use(A):
             waiter.start()
+            wait_until(lambda: lanes._lanes[A].waiting == 1, what="the one that waits")
         waiter.join(10)
         assert got_in.is_set()
 
+    def test_few_wait(self) -> None:
+        """Half as many as there are slots; whoever comes then is refused at once, whatever time it has."""
+        lanes = Lanes(ManualClock(), width=4)
+        released = threading.Event()
+        outcomes: list[bool] = []
+
+        def use(seconds: float) -> None:
+            try:
+                with lanes.use(A, seconds):
+                    released.wait(10)
+                outcomes.append(True)
+            except Busy:
+                outcomes.append(False)
+
+        holding = [threading.Thread(target=use, args=(0.0,)) for _ in range(4)]
+        for thread in holding:
+            thread.start()
+        wait_until(lambda: lanes._lanes[A].slots._value == 0, what="four uses")
+        waiting = [threading.Thread(target=use, args=(10.0,)) for _ in range(2)]
+        for thread in waiting:
+            thread.start()
+        wait_until(lambda: lanes._lanes[A].waiting == 2, what="two that wait")
+        for _ in range(8):
+            with pytest.raises(Busy), lanes.use(A, 3600):
+                pytest.fail("a seventh use got in")
+        released.set()
+        for thread in holding + waiting:
+            thread.join(10)
+        assert outcomes == [True] * 6
+
+    def test_with_one_slot_nobody_waits(self) -> None:
+        """A process with one or two threads has none to spare."""
+        lanes = Lanes(ManualClock(), width=1)
+        with lanes.use(A), pytest.raises(Busy), lanes.use(A, 3600):
+            pytest.fail("a second use got in")
+
     def test_an_open_breaker_refuses_at_once_and_one_connection_alone(self) -> None:
-        """After timeouts in a row a connection fails fast; the others do not notice."""
+        """After timeouts in a row a connection's attempts do not start; the others do not notice."""
         lanes = Lanes(ManualClock(), width=2)
         for _ in range(5):
-            with lanes.use(A, 0) as breaker:
+            with lanes.use(A) as breaker:
                 breaker.timed_out()
-        with pytest.raises(Transient), lanes.use(A, 0):
-            pytest.fail("the breaker is open")
-        with lanes.use(B, 0):
-            pass
+        with lanes.use(A) as breaker, pytest.raises(NotAnswering):
+            breaker.ask()
+        with lanes.use(B) as breaker:
+            breaker.ask()
 
     def test_memory_is_bounded_and_a_lane_in_use_is_kept(self) -> None:
         """Idle lanes are forgotten, oldest first; one in use never, since its successor would be wider."""
         lanes = Lanes(ManualClock(), width=1, remembered=3)
-        with lanes.use(A, 0):
+        with lanes.use(A):
             for number in range(10, 30):
-                with lanes.use(UUID(int=number), 0):
+                with lanes.use(UUID(int=number)):
                     pass
             assert len(lanes._lanes) == 3
-            with pytest.raises(Transient), lanes.use(A, 0):
+            with pytest.raises(Busy), lanes.use(A):
                 pytest.fail("the lane was forgotten while in use")

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 import structlog
-from opentelemetry import trace
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import ConsoleSpanExporter
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -196,6 +197,30 @@ class TestTraces:
         """An exporter that we do not have stops start-up."""
         with pytest.raises(ConfigurationError, match="OTEL_TRACES_EXPORTER"):
             observability.make_exporter({"OTEL_TRACES_EXPORTER": "zipkin"})
+
+    @pytest.mark.parametrize(
+        ("environ", "expected"),
+        [
+            ({}, "NoneType"),
+            ({"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:1"}, "NoneType"),
+            ({"OTEL_METRICS_EXPORTER": "none"}, "NoneType"),
+            ({"OTEL_METRICS_EXPORTER": "console"}, "ConsoleMetricExporter"),
+            ({"OTEL_METRICS_EXPORTER": "otlp"}, "OTLPMetricExporter"),
+        ],
+    )
+    def test_metric_exporter(self, environ: dict[str, str], expected: str) -> None:
+        """Metrics are sent only where an operator asks for them."""
+        assert type(observability.make_metric_exporter(environ)).__name__ == expected
+
+    def test_unknown_metric_exporter(self) -> None:
+        """One that we do not have stops start-up too."""
+        with pytest.raises(ConfigurationError, match="OTEL_METRICS_EXPORTER"):
+            observability.configure_metrics("worker", {"OTEL_METRICS_EXPORTER": "prometheus"})
+
+    def test_without_an_exporter_nothing_is_counted(self) -> None:
+        """No provider, no thread; what ends it does nothing."""
+        observability.configure_metrics("worker", {})()
+        assert not isinstance(metrics.get_meter_provider(), MeterProvider)
 
     def test_no_provider_is_set_by_importing(self) -> None:
         """Outside of a configured process there is no trace id to write."""

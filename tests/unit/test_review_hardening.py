@@ -12,10 +12,12 @@ from uuid import uuid4
 
 import pytest
 
+from broker_core import events
+from broker_core.adapters.aws_clients import MOST_CLIENTS, AwsClients, AwsOptions
 from broker_core.adapters.egress import Egress
 from broker_core.adapters.platform_cipher import PlatformKeyring
 from broker_core.inject.call import BrokeredResponse, Call
-from broker_core.inject.kinds import passing, prepare
+from broker_core.inject.kinds import passing, prepare, with_parameter
 from broker_core.inject.redact import Redactor
 from broker_core.inject.url import parse_url
 from broker_core.observability import configure_logging
@@ -135,3 +137,37 @@ class TestFramingInDisguise:
         call = Call("ws_1", "agent-1", None, url="https://api.example.com/", headers=[(name, "1"), ("Kept", "1")])
         assert prepare(call, parse_url(call.url), 1).headers == [("Kept", "1")]
         assert passing([("X_Kept", json.dumps(1))]) == [("X_Kept", "1")]
+
+
+class TestParametersInDisguise:
+    """PHP makes ``_`` of an opening bracket that nothing closes, as it does of a dot and a space."""
+
+    @pytest.mark.parametrize("other", ["api[key", "api%5Bkey", "api_key[", "API[KEY"])
+    def test_an_opening_bracket_for_an_underscore_is_the_same_parameter(self, other: str) -> None:
+        """The caller's variant is removed."""
+        assert with_parameter(f"/?{other}=theirs&kept=1", "api_key", b"ours") == "/?kept=1&api_key=ours"
+
+    def test_another_name_stays(self) -> None:
+        """A bracket elsewhere makes another name."""
+        assert with_parameter("/?ap[ikey=1", "api_key", b"ours") == "/?ap[ikey=1&api_key=ours"
+
+
+class TestRegions:
+    """A key's ARN names its Region, and customers write ARNs."""
+
+    def test_made_up_regions_do_not_fill_the_memory(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """However many Regions are named, so many clients are kept and no more."""
+        clients = AwsClients(AwsOptions())
+        monkeypatch.setattr(clients, "_make", lambda service, region, is_base: object())
+        for number in range(MOST_CLIENTS * 2):
+            clients.kms(f"eu-west-{number}")
+        assert len(clients._clients) == MOST_CLIENTS
+        assert clients.kms("eu-west-1") is clients.kms("eu-west-1")
+
+
+class TestVersions:
+    """Our own doors count on from the highest version that a producer gave."""
+
+    def test_a_version_always_has_a_next_one(self) -> None:
+        """The largest version that is accepted leaves room in the column: a producer's mistake stops no rotation."""
+        assert events.LARGEST_VERSION + 1_000_000 < 2**63

@@ -26,16 +26,17 @@ _PUT_WORKSPACE = """
 _LOCK = """
     SELECT setting_version, connection_id FROM workspaces
     WHERE id = %(workspace_id)s AND deleted_at IS NULL FOR UPDATE"""
+# In the order that locks are taken everywhere: workspace, secret, event, then failures and connections.
 _DELETE_WORKSPACE = (
     """UPDATE workspaces SET deleted_at = now(), connection_id = NULL, setting_version = setting_version + 1
     WHERE id = %(workspace_id)s""",
-    """UPDATE byok_connections SET status = 'retired' WHERE workspace_id = %(workspace_id)s AND status = 'current'""",
     """UPDATE broker_secrets SET deleted_at = coalesce(deleted_at, now()), blob = NULL, cipher = NULL,
         connection_id = NULL, version = highest_version
     WHERE workspace_id = %(workspace_id)s""",
-    """UPDATE decrypt_failures SET ended_at = now() WHERE workspace_id = %(workspace_id)s AND ended_at IS NULL""",
     """UPDATE secret_events SET state = 'deleted', reason = 'workspace_deleted', claim_key = NULL, ended_at = now()
     WHERE workspace_id = %(workspace_id)s AND ended_at IS NULL RETURNING claim_id""",
+    """UPDATE decrypt_failures SET ended_at = now() WHERE workspace_id = %(workspace_id)s AND ended_at IS NULL""",
+    """UPDATE byok_connections SET status = 'retired' WHERE workspace_id = %(workspace_id)s AND status = 'current'""",
 )
 _OWN_EXTERNAL_ID = """
     INSERT INTO external_ids (external_id, workspace_id) VALUES (%(external_id)s, %(workspace_id)s)
@@ -101,7 +102,7 @@ class ByokSql:
             (found,) = transaction.batch((_LOCK, values))
             if not found:
                 raise _no_workspace()
-            *_, ended = transaction.commit(*((sql, values) for sql in _DELETE_WORKSPACE))
+            _, _, ended, _, _ = transaction.commit(*((sql, values) for sql in _DELETE_WORKSPACE))
         return [row.claim_id for row in ended]
 
     def add_pending(self, connection: Connection) -> None:

@@ -27,11 +27,15 @@ ATTEMPT_SECONDS = 60
 #: rows that one run of the reconciler expires, and closes; the next run comes in seconds
 MOST_AT_ONCE = 5000
 
+# One crash is counted in ATTEMPT_SECONDS, however many messages come: who can write to the queue can ring a hundred
+# times while an attempt is under way, and must not end the event as one that kills its workers.
+_COUNTS = f"""(attempts = 0 OR begun_at IS NULL OR begun_at <= now() - make_interval(secs => {ATTEMPT_SECONDS}))"""
 # The message carries an id and no workspace; from here on, each part is reached through the event's own.
 _BEGIN = f"""
     WITH e AS (
         UPDATE secret_events
-        SET attempts = attempts + 1, ring_at = now() + make_interval(secs => {ATTEMPT_SECONDS})
+        SET attempts = attempts + {_COUNTS}::int, begun_at = CASE WHEN {_COUNTS} THEN now() ELSE begun_at END,
+            ring_at = now() + make_interval(secs => {ATTEMPT_SECONDS})
         WHERE id = %(event_id)s AND ended_at IS NULL AND claim_expires_at > now()
         RETURNING *),
     intent AS (
