@@ -88,26 +88,25 @@ class TestDemo:
         assert steps(played)[step]["refused"] == refused
 
 
-def test_the_procfile_runs_under_honcho(tmp_path: Path) -> None:
+def test_the_procfile_runs_under_honcho(stack: LocalStack, tmp_path: Path) -> None:
     """``honcho start`` brings release, worker, sweeper and scheduler up, and SIGTERM ends them."""
-    with LocalStack.start() as stack:
-        environment = {**stack.process_environment(), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-        log = tmp_path / "log"
-        with log.open("wb") as output:
-            honcho = subprocess.Popen(
-                [sys.executable, "-m", "honcho", "start", "--no-colour", "worker", "sweeper", "scheduler"],
-                cwd=ROOT, env=environment, stdout=output, stderr=output,
-            )  # fmt: skip
-            try:
-                release = subprocess.run(
-                    [sys.executable, "-m", "honcho", "run", "broker", "migrate"], cwd=ROOT, env=environment, check=False
-                )
-                assert release.returncode == 0
-                wait_until(
-                    lambda: log.read_bytes().count(b"worker.started") == 2 and b"scheduler.started" in log.read_bytes(),
-                    deadline_seconds=60,
-                )
-            finally:
-                honcho.terminate()
-                honcho.wait(60)
-        assert b"scheduler.stopped" in log.read_bytes()
+    environment = {**stack.process_environment(), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        honcho = subprocess.Popen(
+            [sys.executable, "-m", "honcho", "start", "--no-colour", "worker", "sweeper", "scheduler"],
+            cwd=ROOT, env=environment, stdout=output, stderr=output,
+        )  # fmt: skip
+        try:
+            release = subprocess.run(
+                [sys.executable, "-m", "honcho", "run", "broker", "migrate"], cwd=ROOT, env=environment, check=False
+            )
+            assert release.returncode == 0
+            wait_until(
+                lambda: log.read_bytes().count(b"worker.started") == 2 and b"scheduler.started" in log.read_bytes(),
+                deadline_seconds=60,
+            )
+        finally:
+            honcho.terminate()
+            honcho.wait(60)
+    assert b"scheduler.stopped" in log.read_bytes()
