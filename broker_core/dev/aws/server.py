@@ -46,9 +46,15 @@ class _Connection(http.HTTPConnection):
     def communicate(self) -> bool:
         """Several requests in a row without a trip through the selector, which costs more than a decrypt."""
         while super().communicate():  # type: ignore[no-untyped-call]  # cheroot's stubs
-            if not self.rfile.has_data() and not select.select([self.socket], [], [], _NEXT_REQUEST_SECONDS)[0]:
+            if not self.rfile.has_data() and not self._has_more():
                 return True
         return False
+
+    def _has_more(self) -> bool:
+        """Whether another request arrives at once. (``select.select`` fails above descriptor 1023.)"""
+        watch = select.poll()
+        watch.register(self.socket, select.POLLIN)
+        return bool(watch.poll(_NEXT_REQUEST_SECONDS * 1000))
 
     def _close_kernel_socket(self) -> None:
         if not self.torn:
