@@ -75,17 +75,20 @@ class Accounts:
     def _clients(self, account_id: str) -> dict[str, Any]:
         if self._session is None:
             self._session = boto3.Session()
-        return {
-            service: self._session.client(
-                service,
-                endpoint_url=self._endpoint,
-                region_name=self._region,
-                aws_access_key_id=account_id,
-                aws_secret_access_key=_ROOT_SECRET,
-                config=_CONFIG,
-            )
-            for service in ("iam", "kms")
-        }
+        return {service: self._client(service, account_id) for service in ("iam", "kms")}
+
+    def _client(self, service: str, account_id: str) -> Any:
+        """A client that keeps no idle connection: a test run makes hundreds of accounts."""
+        client = self._session.client(
+            service,
+            endpoint_url=self._endpoint,
+            region_name=self._region,
+            aws_access_key_id=account_id,
+            aws_secret_access_key=_ROOT_SECRET,
+            config=_CONFIG,
+        )
+        client.meta.events.register(f"after-call.{service}", lambda **_: client.close())
+        return client
 
 
 class Account:
