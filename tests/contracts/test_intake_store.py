@@ -8,51 +8,20 @@ from uuid import uuid4
 import pytest
 
 from broker_core.audit import Outcome, Result
-from broker_core.errors import Conflict, NotFound, Receipt
+from broker_core.errors import Conflict, NotFound
 from broker_core.injection import Injection, Kind
 from broker_core.model import Blob, CipherName, Connection, EventState, EventType
-from broker_core.ports import Attempt, Draft
-from tests.store_setup import age_event
+from tests.store_setup import BEARER, OK, age_event, begun, draft
 from tests.waiting import wait_until
 
-BEARER = Injection(Kind.BEARER, None, "api.example.com", None, "agent-1")
 OTHER = Injection(Kind.HTTP_HEADER, "X-Api-Key", "other.example.com", "server-1", None)
-OK = Result(Outcome.OK, receipt=Receipt("session", "assume-id", "kms-id"))
 PLATFORM_BLOB = Blob(CipherName.PLATFORM, b"platform blob")
-
-
-def draft(workspace: str, **changes: Any) -> Draft:
-    """A created event with version 1, changed as told."""
-    fields: dict[str, Any] = {
-        "id": uuid4(),
-        "workspace_id": workspace,
-        "source": "tests",
-        "event_id": uuid4().hex,
-        "type": EventType.CREATED,
-        "name": "github",
-        "version": 1,
-        "injection": BEARER,
-        "rotation_policy": None,
-        "claim_id": uuid4().hex,
-        "claim_key": b"k" * 32,
-    }
-    fields.update(changes)
-    if fields["type"] is EventType.DELETED:
-        fields.update(claim_id=None, claim_key=None, injection=None)
-    return Draft(**fields)
-
-
-def begin(store: Any, event_id: Any) -> Attempt:
-    """An attempt that must be there."""
-    attempt = store.begin(event_id, uuid4())
-    assert attempt is not None
-    return attempt
 
 
 def kept(store: Any, workspace: str, **changes: Any) -> EventState | None:
     """Accept and store one event under the current setting."""
     accepted = store.accept(draft(workspace, **changes))
-    return store.keep(begin(store, accepted.event.id), PLATFORM_BLOB, OK)
+    return store.keep(begun(store, accepted.event.id), PLATFORM_BLOB, OK)
 
 
 class TestAccept:
@@ -183,7 +152,7 @@ class TestKeep:
     def test_an_ended_event_is_not_begun(self, store: Any, workspace: str) -> None:
         """A second message for an ended event finds nothing to do."""
         accepted = store.accept(draft(workspace))
-        store.keep(begin(store, accepted.event.id), PLATFORM_BLOB, OK)
+        store.keep(begun(store, accepted.event.id), PLATFORM_BLOB, OK)
         assert store.begin(accepted.event.id, uuid4()) is None
 
     def test_each_attempt_is_counted(self, store: Any, workspace: str) -> None:
@@ -191,20 +160,20 @@ class TestKeep:
         event = store.accept(draft(workspace)).event
         seen = []
         for _ in range(3):
-            seen.append(begin(store, event.id).attempts)
+            seen.append(begun(store, event.id).attempts)
             age_event(store, event.id, "begun_at", 60)
         assert seen == [1, 2, 3]
 
     def test_attempts_at_the_same_time_count_as_one(self, store: Any, workspace: str) -> None:
         """A flood of doorbells while an attempt is under way is no row of crashes."""
         event = store.accept(draft(workspace)).event
-        assert [begin(store, event.id).attempts for _ in range(10)] == [1] * 10
+        assert [begun(store, event.id).attempts for _ in range(10)] == [1] * 10
 
     def test_an_attempt_that_reported_back_is_not_counted(self, store: Any, workspace: str) -> None:
         """Holding sets the counter back: it counts crashes."""
         accepted = store.accept(draft(workspace))
-        store.hold(begin(store, accepted.event.id), EventState.ACCEPTED, Result(Outcome.FAILED), 0)
-        assert begin(store, accepted.event.id).attempts == 1
+        store.hold(begun(store, accepted.event.id), EventState.ACCEPTED, Result(Outcome.FAILED), 0)
+        assert begun(store, accepted.event.id).attempts == 1
 
     def test_a_lower_version_is_superseded(self, store: Any, workspace: str) -> None:
         """The highest version wins, whatever the order."""
@@ -215,28 +184,28 @@ class TestKeep:
     def test_two_workers_store_once(self, store: Any, workspace: str) -> None:
         """The second attempt at one event finds that it ended."""
         accepted = store.accept(draft(workspace))
-        one, two = begin(store, accepted.event.id), begin(store, accepted.event.id)
+        one, two = begun(store, accepted.event.id), begun(store, accepted.event.id)
         assert store.keep(one, PLATFORM_BLOB, OK) is EventState.STORED
         assert store.keep(two, Blob(CipherName.PLATFORM, b"other"), OK) is EventState.STORED
         assert store.candidates(workspace, "agent-1", None)[0].blob == PLATFORM_BLOB
 
     def test_a_changed_setting_starts_over(self, store: Any, workspace: str, connection: Connection) -> None:
         """What was encrypted under the old setting is not stored after it changed."""
-        attempt = begin(store, store.accept(draft(workspace)).event.id)
+        attempt = begun(store, store.accept(draft(workspace)).event.id)
         store.add_pending(connection)
         assert store.make_current(connection, Blob(CipherName.KMS, b"canary"), 0)
         assert store.keep(attempt, PLATFORM_BLOB, OK) is None
-        assert begin(store, attempt.event.id).setting.connection == connection
+        assert begun(store, attempt.event.id).setting.connection == connection
 
     def test_an_attempt_under_a_changed_setting_is_not_counted(
         self, store: Any, workspace: str, connection: Connection
     ) -> None:
         """It reported back: only crashes count."""
-        attempt = begin(store, store.accept(draft(workspace)).event.id)
+        attempt = begun(store, store.accept(draft(workspace)).event.id)
         store.add_pending(connection)
         assert store.make_current(connection, Blob(CipherName.KMS, b"canary"), 0)
         assert store.keep(attempt, PLATFORM_BLOB, OK) is None
-        assert begin(store, attempt.event.id).attempts == 1
+        assert begun(store, attempt.event.id).attempts == 1
 
     def test_a_superseded_created_fills_the_fields(self, store: Any, workspace: str) -> None:
         """``rotated`` came first and had no fields; ``created`` is late, but says where the value may go."""
@@ -266,7 +235,7 @@ class TestKeep:
 
     def test_a_deleted_event_is_not_stored(self, store: Any, workspace: str) -> None:
         """A discard during the encryption wins."""
-        attempt = begin(store, store.accept(draft(workspace)).event.id)
+        attempt = begun(store, store.accept(draft(workspace)).event.id)
         assert store.discard(workspace, attempt.event.id) == attempt.event.claim_id
         assert store.keep(attempt, PLATFORM_BLOB, OK) is EventState.DELETED
         assert store.candidates(workspace, "agent-1", None) == []
@@ -278,19 +247,19 @@ class TestHold:
     def test_a_refused_event_stays_refused(self, store: Any, workspace: str) -> None:
         """A transient error after a refusal does not hide the refusal."""
         event_id = store.accept(draft(workspace)).event.id
-        store.hold(begin(store, event_id), EventState.REFUSED, Result(Outcome.REFUSED, "access_denied"), 0)
-        store.hold(begin(store, event_id), EventState.ACCEPTED, Result(Outcome.FAILED, "transient"), 0)
+        store.hold(begun(store, event_id), EventState.REFUSED, Result(Outcome.REFUSED, "access_denied"), 0)
+        store.hold(begun(store, event_id), EventState.ACCEPTED, Result(Outcome.FAILED, "transient"), 0)
         assert store.event(workspace, event_id).state is EventState.REFUSED
 
     def test_a_held_event_says_why(self, store: Any, workspace: str) -> None:
         """The reason is the key's state."""
         event_id = store.accept(draft(workspace)).event.id
-        store.hold(begin(store, event_id), EventState.REFUSED, Result(Outcome.REFUSED, "key_disabled"), 0)
+        store.hold(begun(store, event_id), EventState.REFUSED, Result(Outcome.REFUSED, "key_disabled"), 0)
         assert store.event(workspace, event_id).reason == "key_disabled"
 
     def test_an_end_is_final(self, store: Any, workspace: str) -> None:
         """Holding an event that has ended does nothing."""
-        attempt = begin(store, store.accept(draft(workspace)).event.id)
+        attempt = begun(store, store.accept(draft(workspace)).event.id)
         store.end(attempt, EventState.EXPIRED, "claim_gone", Result(Outcome.REFUSED))
         store.hold(attempt, EventState.ACCEPTED, Result(Outcome.FAILED), 0)
         assert store.event(workspace, attempt.event.id).state is EventState.EXPIRED
@@ -309,7 +278,7 @@ class TestReconcile:
     def test_a_held_event_is_rung_again(self, store: Any, workspace: str) -> None:
         """An event whose time to be tried has come is claimed for the doorbell, once."""
         event = store.accept(draft(workspace)).event
-        store.hold(begin(store, event.id), EventState.ACCEPTED, Result(Outcome.FAILED), 0)
+        store.hold(begun(store, event.id), EventState.ACCEPTED, Result(Outcome.FAILED), 0)
         assert event.id in [ring.event_id for ring in store.reconcile(500, 3600).to_ring]
         assert event.id not in [ring.event_id for ring in store.reconcile(500, 3600).to_ring]
 
@@ -317,7 +286,7 @@ class TestReconcile:
         """Whoever rings again does so in the trace that the event was accepted in."""
         parent = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
         event = store.accept(draft(workspace, traceparent=parent)).event
-        store.hold(begin(store, event.id), EventState.ACCEPTED, Result(Outcome.FAILED), 0)
+        store.hold(begun(store, event.id), EventState.ACCEPTED, Result(Outcome.FAILED), 0)
         (ring,) = (ring for ring in store.reconcile(500, 3600).to_ring if ring.event_id == event.id)
         assert ring.traceparent == parent
 

@@ -19,9 +19,7 @@ import redis
 import structlog
 from dramatiq import Message, Worker
 from dramatiq.brokers.redis import RedisBroker
-from opentelemetry import trace
-from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind
 
@@ -41,6 +39,7 @@ from broker_core.errors import BrokerError, Busy, Conflict, Denied, Integrity, T
 from broker_core.model import EventState, EventType
 from broker_core.settings import Settings
 from tests.fakes_queue import FixedClock
+from tests.spans import collected
 from tests.waiting import wait_until
 from workers.custody import RECONCILE, register_custody
 from workers.middleware import Retry, Trace, worker_middleware
@@ -233,14 +232,8 @@ class TestDeadLetters:
 @pytest.fixture
 def spans() -> Iterator[InMemorySpanExporter]:
     """The spans that end while the test runs."""
-    provider = trace.get_tracer_provider()
-    if not isinstance(provider, TracerProvider):
-        provider = TracerProvider()
-        trace.set_tracer_provider(provider)
-    exporter = InMemorySpanExporter()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
-    yield exporter
-    exporter.shutdown()
+    with collected() as exporter:
+        yield exporter
 
 
 def named(exporter: InMemorySpanExporter, name: str) -> list[ReadableSpan]:
