@@ -88,8 +88,18 @@ def _tls_context(ca_file: str | PathLike[str] | None) -> ssl.SSLContext:
     return context
 
 
+class _Response(http.client.HTTPResponse):
+    """An answer is only read. ``flush`` would reach for a socket that a broken answer has closed: Python 3.13 prints
+    that."""
+
+    def flush(self) -> None:
+        """Nothing is ever written here."""
+
+
 class _Plain(HTTPConnection):
     """Plain http, to an allowed loopback address."""
+
+    response_class = _Response
 
     def __init__(self, address: str, port: int, remaining: Remaining) -> None:
         super().__init__(address, port)
@@ -102,6 +112,8 @@ class _Plain(HTTPConnection):
 class _Tls(HTTPSConnection):
     """https. ``server_hostname`` alone makes OpenSSL itself check the certificate for the name; ``assert_hostname``
     would switch that off on the shared context."""
+
+    response_class = _Response
 
     def __init__(self, address: str, port: int, remaining: Remaining, context: ssl.SSLContext, name: str) -> None:
         super().__init__(address, port, ssl_context=context, server_hostname=name)

@@ -56,6 +56,11 @@ class _Connection(http.HTTPConnection):
         watch.register(self.socket, select.POLLIN)
         return bool(watch.poll(_NEXT_REQUEST_SECONDS * 1000))
 
+    def close(self) -> None:
+        """What a client that is gone did not read is dropped: writing it at the end would only fail, loudly."""
+        super().close()
+        self.wfile._write_buf.clear()
+
     def _close_kernel_socket(self) -> None:
         if not self.torn:
             super()._close_kernel_socket()  # type: ignore[misc]  # cheroot's stubs leave it out
