@@ -102,24 +102,25 @@ _HOLD_EVENT = """
         kms_request_id = %(kms_request_id)s, ended_at = now()
     WHERE workspace_id = %(workspace_id)s AND id = %(audit_id)s AND outcome IS NULL"""
 
-# These serve every workspace: they skip what is locked, and take no more than a statement has time for.
+# These serve every workspace: they skip what is locked, and take no more than a statement has time for. ARRAY(…) is
+# evaluated once; with IN (…) a plan may run the subquery for each row, and then SKIP LOCKED goes past the limit.
 _EXPIRE = f"""
     UPDATE secret_events SET state = 'expired', reason = 'claim_time_over', claim_key = NULL, ended_at = now()
-    WHERE id IN (
+    WHERE id = ANY(ARRAY(
         SELECT id FROM secret_events WHERE ended_at IS NULL AND claim_expires_at <= now()
-        ORDER BY claim_expires_at LIMIT {MOST_AT_ONCE} FOR UPDATE SKIP LOCKED)
+        ORDER BY claim_expires_at LIMIT {MOST_AT_ONCE} FOR UPDATE SKIP LOCKED))
     RETURNING id"""
 _CLOSE_UNKNOWN = f"""
     UPDATE audit_log SET outcome = 'unknown', ended_at = now()
-    WHERE id IN (
+    WHERE id = ANY(ARRAY(
         SELECT id FROM audit_log WHERE outcome IS NULL AND started_at < now() - make_interval(secs => %(grace_seconds)s)
-        ORDER BY started_at LIMIT {MOST_AT_ONCE} FOR UPDATE SKIP LOCKED)
+        ORDER BY started_at LIMIT {MOST_AT_ONCE} FOR UPDATE SKIP LOCKED))
     RETURNING id"""
 _TO_RING = f"""
     UPDATE secret_events SET ring_at = now() + make_interval(secs => {ATTEMPT_SECONDS})
-    WHERE id IN (
+    WHERE id = ANY(ARRAY(
         SELECT id FROM secret_events WHERE ended_at IS NULL AND ring_at <= now()
-        ORDER BY ring_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED)
+        ORDER BY ring_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
     RETURNING type, id, traceparent"""
 
 

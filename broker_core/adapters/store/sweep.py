@@ -26,16 +26,17 @@ _BURST_SECONDS = 2.0
 # Connections are locked FOR NO KEY UPDATE: a blob that custody stores refers to its connection (FOR KEY SHARE), and
 # custody holds the secret that a round of checks goes on to.
 
-# Current connections, and older ones that blobs still need. 10 % of jitter spreads them.
+# Current connections, and older ones that blobs still need. 10 % of jitter spreads them. ARRAY(…), since IN (…) may be
+# run for each row, and then goes past the limit.
 _DUE_PROBES = f"""
     UPDATE byok_connections c
     SET last_probe_at = now(), next_probe_at = now() + make_interval(secs => (0.9 + 0.2 * random()) *
         CASE WHEN {_OPEN_FAILURE_OF.format(c="c")} THEN %(unhealthy)s ELSE %(every)s END)
-    WHERE c.id IN (
+    WHERE c.id = ANY(ARRAY(
         SELECT d.id FROM byok_connections d
         WHERE d.verified_at IS NOT NULL AND d.next_probe_at <= now() AND (d.status = 'current' OR EXISTS (
             SELECT FROM broker_secrets s WHERE s.workspace_id = d.workspace_id AND s.connection_id = d.id))
-        ORDER BY d.next_probe_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED)
+        ORDER BY d.next_probe_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED))
     RETURNING {CONNECTION_COLUMNS}, c.canary"""
 
 # Which connections may be asked now, and how often (a token bucket in check_ready_at, of two seconds or one check). A
