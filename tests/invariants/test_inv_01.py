@@ -255,13 +255,20 @@ class Story:
         )
 
     def customer_refuses(self) -> None:
-        """The customer takes the role out of the key policy: a use, a sweep and a new value are refused."""
+        """A check of one secret is refused, then the customer takes the role out of the key policy: a use and a new
+        value are refused. In this order, since a failing probe makes a connection's checks wait."""
+        refusing = self.stack.aws.faults.add(
+            Fault("kms:Decrypt", context=("axiorank:secret", "bearer"), error="AccessDeniedException")
+        )
+        assert self.send("bearer")["error"] == "access_denied"
+        self.sql("UPDATE broker_secrets SET checked_at = NULL WHERE name = 'bearer' RETURNING id")  # else in a minute
+        refused = "SELECT id FROM audit_log WHERE purpose = 'check' AND outcome = 'refused'"
+        wait_until(lambda: self.sql(refused), every_seconds=0.1, what="a check that is refused")
+        self.stack.aws.faults.remove(refusing)
         self.customer.remove_role_from_key_policy()
         assert self.send("bearer")["error"] == "access_denied"
         event = self.publish("refused")
         wait_until(lambda: self.state(event) == "refused", every_seconds=0.05, what="the refusal of a new value")
-        refused = "SELECT id FROM audit_log WHERE purpose = 'check' AND outcome = 'refused'"
-        wait_until(lambda: self.sql(refused), every_seconds=0.1, what="a check that is refused")
 
     def expired(self) -> None:
         """The claims' server forgets everything: what was on its way is lost, and says so."""
