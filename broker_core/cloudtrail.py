@@ -1,0 +1,344 @@
+"""Use case: match the customer's CloudTrail with our audit log. Was every use of their key a real use?
+
+Every call that our role made of KMS, and every AssumeRole of it, is looked for in our rows: by the request id that AWS
+gave both sides, else by the session's name, which holds the audit row's id. What is left on either side is listed. Both
+sides are read as streams into a temporary SQLite table, so that neither a year's trail nor a year's log has to fit
+into memory; it holds ids, names, times and codes, which is all that either side has.
+
+What this can and cannot show: a trail holds what AWS delivered (minutes late, of the Regions that it covers), and an
+AssumeRole that was refused across accounts is written to the caller's account only, so never to the customer's. Imports
+no AWS or database library of the product's.
+
+https://docs.aws.amazon.com/awscloudtrail/latest/userguide/cloudtrail-event-reference-record-contents.html
+https://docs.aws.amazon.com/kms/latest/developerguide/logging-using-cloudtrail.html
+"""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from types import TracebackType
+from typing import Any, Self
+from uuid import UUID
+
+from broker_core.audit import Outcome
+from broker_core.errors import Invalid
+from broker_core.model import Purpose
+from broker_core.ports import Use
+
+#: how late CloudTrail may deliver: what is missing at the end of a trail may only be on its way
+DELIVERY = timedelta(minutes=15)
+_SESSION = re.compile(
+    r"axiorank-(?P<purpose>[a-z]{1,16})-(?P<audit>[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"
+)
+_SOURCES = {"kms.amazonaws.com", "sts.amazonaws.com"}
+
+
+class Verdict(StrEnum):
+    """What one call of the customer's trail is to us."""
+
+    MATCHED = "matched"  # the audit row holds this very request id, under this session's name
+    ATTEMPT = "attempt"  # in the session of a use that we recorded, and AWS refused it: a try before its last
+    UNANSWERED = "unanswered"  # the same, and AWS says that it worked: its answer did not reach us, or was not recorded
+    THEIRS_ONLY = "theirs_only"  # nothing of ours explains it
+
+
+class Missing(StrEnum):
+    """Why a call that we recorded is not in the trail that was given."""
+
+    OUTSIDE = "outside_the_trail"  # before its first call or after its last
+    LATE = "may_come_late"  # so near to its end that AWS may still deliver it
+    REFUSED_ROLE = "refused_assume_role"  # CloudTrail writes those to the caller's account only
+    OURS_ONLY = "ours_only"
+
+
+@dataclass(frozen=True)
+class TrailCall:
+    """One call in the customer's trail, as far as it matters here. ``time`` is UTC, to the second as AWS writes it."""
+
+    event_id: str
+    request_id: str
+    event_name: str
+    time: datetime
+    region: str
+    session_name: str | None
+    error_code: str | None
+    key_arn: str | None
+    encryption_context: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A call that stands on one side only."""
+
+    event_name: str
+    request_id: str
+    session_name: str | None
+    time: datetime
+    error_code: str | None
+    audit_id: UUID | None = None
+    key_arn: str | None = None
+    verdict: Verdict | None = None
+    why: Missing | None = None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How many of what. ``records``: all that were read; ``calls``: those of our role."""
+
+    records: int
+    calls: int
+    matched: int
+    attempts: int
+    unanswered: int
+    theirs_only: int
+    ours_only: int
+    ours_outside: int
+    ours_late: int
+    ours_refused_roles: int
+    first: datetime | None
+    last: datetime | None
+
+    @property
+    def is_explained(self) -> bool:
+        """Whether every call in their trail belongs to a use that we recorded. (Look at ``unanswered`` ones: a lost
+        answer and a call that was kept quiet look the same.)"""
+        return self.theirs_only == 0
+
+
+def call_of(record: Mapping[str, Any], roles: Collection[str]) -> TrailCall | None:
+    """The call that a CloudTrail record shows, if one of ``roles`` (ARNs) made it, or was assumed by it.
+
+    Raises KeyError, TypeError or ValueError for a record that is not shaped as CloudTrail documents it.
+    """
+    if record.get("eventSource") not in _SOURCES:
+        return None
+    is_assume = record["eventSource"].startswith("sts") and record["eventName"] == "AssumeRole"
+    asked = record.get("requestParameters") or {}
+    session = (
+        _session_of(record["userIdentity"]) if not is_assume else (asked.get("roleArn"), asked.get("roleSessionName"))
+    )
+    if session[0] not in roles:
+        return None
+    return TrailCall(
+        event_id=str(record["eventID"]),
+        request_id=str(record.get("requestID") or ""),
+        event_name=str(record["eventName"]),
+        time=datetime.strptime(record["eventTime"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC),
+        region=str(record["awsRegion"]),
+        session_name=session[1],
+        error_code=record.get("errorCode"),
+        key_arn=_key_of(record),
+        encryption_context=dict(asked.get("encryptionContext") or {}),
+    )
+
+
+def _session_of(identity: Mapping[str, Any]) -> tuple[str | None, str | None]:
+    """The role's ARN and the session's name of an AssumedRole caller."""
+    if identity.get("type") != "AssumedRole":
+        return None, None
+    issuer = identity.get("sessionContext", {}).get("sessionIssuer", {})
+    return issuer.get("arn"), str(identity["arn"]).rpartition("/")[2]
+
+
+def _key_of(record: Mapping[str, Any]) -> str | None:
+    """The key that the call was of: CloudTrail lists it as a resource."""
+    arns = [str(resource.get("ARN", "")) for resource in record.get("resources") or ()]
+    return next((arn for arn in arns if ":kms:" in arn and ":key/" in arn), None)
+
+
+class Matching:
+    """Both sides of one comparison. A context manager: its table is gone at the end."""
+
+    def __init__(self, roles: Collection[str]) -> None:
+        """``roles``: the ARNs of the workspace's roles, those of older connections too."""
+        self._roles = frozenset(roles)
+        self._records = 0
+        # "" is SQLite's name for a temporary database that goes to disk when it grows and has no name there
+        self._rows = sqlite3.connect("", isolation_level=None)
+        self._rows.executescript(_TABLES)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        self._rows.close()
+
+    def add_trail(self, records: Iterable[Mapping[str, Any]]) -> None:
+        """Read records of the customer's trail. The same record twice (files overlap) counts once. Raises Invalid for a
+        record that is not CloudTrail's."""
+        self._rows.execute("BEGIN")
+        for record in records:
+            self._records += 1
+            call = _checked(record, self._roles)
+            if call is not None:
+                self._rows.execute(_ADD_CALL, _call_values(call))
+        self._rows.execute("COMMIT")
+
+    def add_ours(self, uses: Iterable[Use]) -> None:
+        """Read rows of our audit log."""
+        self._rows.execute("BEGIN")
+        self._rows.executemany(_ADD_USE, (_use_values(use) for use in uses))
+        self._rows.execute("COMMIT")
+
+    def period(self) -> tuple[datetime, datetime] | None:
+        """The first and the last call of our role in the trail."""
+        first, last = self._one("SELECT min(time), max(time) FROM trail")
+        return None if first is None else (_moment(first), _moment(last))
+
+    def summary(self) -> Summary:
+        """The numbers."""
+        period = self.period()
+        theirs = dict(self._rows.execute(f"SELECT verdict, count(*) FROM ({_VERDICTS}) GROUP BY verdict"))  # noqa: S608
+        ours = dict(self._rows.execute(f"SELECT why, count(*) FROM ({_MISSING}) GROUP BY why", self._bounds()))  # noqa: S608
+        return Summary(
+            records=self._records,
+            calls=sum(theirs.values()),
+            matched=theirs.get(Verdict.MATCHED, 0),
+            attempts=theirs.get(Verdict.ATTEMPT, 0),
+            unanswered=theirs.get(Verdict.UNANSWERED, 0),
+            theirs_only=theirs.get(Verdict.THEIRS_ONLY, 0),
+            ours_only=ours.get(Missing.OURS_ONLY, 0),
+            ours_outside=ours.get(Missing.OUTSIDE, 0),
+            ours_late=ours.get(Missing.LATE, 0),
+            ours_refused_roles=ours.get(Missing.REFUSED_ROLE, 0),
+            first=period[0] if period else None,
+            last=period[1] if period else None,
+        )
+
+    def unexplained(self) -> Iterator[Finding]:
+        """The calls of our role that no row of ours holds, ``theirs_only`` and ``unanswered``, oldest first."""
+        chosen = f"SELECT * FROM ({_VERDICTS}) WHERE verdict IN ('theirs_only', 'unanswered') ORDER BY time, request_id"  # noqa: S608
+        for row in self._each(chosen):
+            yield Finding(
+                event_name=row["event_name"],
+                request_id=row["request_id"],
+                session_name=row["session"],
+                time=_moment(row["time"]),
+                error_code=row["error"],
+                audit_id=_audit_of(row["session"]),
+                key_arn=row["key_arn"],
+                verdict=Verdict(row["verdict"]),
+            )
+
+    def ours_only(self) -> Iterator[Finding]:
+        """The calls that we recorded and the trail does not hold, oldest first, each with the reason that is known."""
+        for row in self._each(f"SELECT * FROM ({_MISSING}) ORDER BY time, request_id", self._bounds()):  # noqa: S608
+            yield Finding(
+                event_name=row["event_name"],
+                request_id=row["request_id"],
+                session_name=row["session"],
+                time=_moment(row["time"]),
+                error_code=row["error"],
+                audit_id=UUID(row["audit_id"]),
+                why=Missing(row["why"]),
+            )
+
+    def _bounds(self) -> dict[str, int | None]:
+        first, last = self._one("SELECT min(time), max(time) FROM trail")
+        late = None if last is None else last - int(DELIVERY.total_seconds())
+        return {"first": first, "last": last, "late": late}
+
+    def _each(self, statement: str, values: Mapping[str, Any] | None = None) -> Iterator[sqlite3.Row]:
+        with closing(self._rows.cursor()) as cursor:
+            cursor.row_factory = sqlite3.Row
+            yield from cursor.execute(statement, values or {})
+
+    def _one(self, statement: str) -> tuple[Any, ...]:
+        row: tuple[Any, ...] = self._rows.execute(statement).fetchone()
+        return row
+
+
+def _checked(record: Mapping[str, Any], roles: Collection[str]) -> TrailCall | None:
+    try:
+        return call_of(record, roles)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise Invalid({"--cloudtrail": "a record is not shaped as CloudTrail documents it"}) from None
+
+
+def _audit_of(session_name: str | None) -> UUID | None:
+    found = _SESSION.fullmatch(session_name or "")
+    return UUID(found["audit"]) if found else None
+
+
+def _call_values(call: TrailCall) -> dict[str, Any]:
+    audit = _audit_of(call.session_name)
+    return {
+        "event_id": call.event_id,
+        "request_id": call.request_id,
+        "event_name": call.event_name,
+        "time": int(call.time.timestamp()),
+        "session": call.session_name,
+        "audit_id": str(audit) if audit else None,
+        "error": call.error_code,
+        "key_arn": call.key_arn,
+    }
+
+
+def _use_values(use: Use) -> dict[str, Any]:
+    receipt = use.result.receipt if use.result else None
+    return {
+        "audit_id": str(use.intent.id),
+        "time": int(use.started_at.timestamp()),
+        "session": receipt.session_name if receipt else None,
+        "assume_id": receipt.assume_request_id if receipt else None,
+        "kms_id": receipt.kms_request_id if receipt else None,
+        "own_session": f"axiorank-{use.intent.purpose.value}-{use.intent.id}",
+        "kms_name": _KMS_NAMES.get(use.intent.purpose, "Decrypt"),
+        "error": use.result.aws_code or None if use.result and use.result.outcome is not Outcome.OK else None,
+    }
+
+
+#: what a row's one KMS call was; probes and verifications do both, and their rows do not say which
+_KMS_NAMES = {
+    Purpose.ENCRYPT: "Encrypt",
+    Purpose.PROBE: "Encrypt or Decrypt",
+    Purpose.VERIFY: "Encrypt or Decrypt",
+}
+
+
+def _moment(seconds: int) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+_TABLES = """
+    CREATE TABLE trail (event_id TEXT PRIMARY KEY, request_id TEXT, event_name TEXT, time INTEGER, session TEXT,
+        audit_id TEXT, error TEXT, key_arn TEXT) WITHOUT ROWID;
+    CREATE INDEX trail_request ON trail (request_id);
+    CREATE TABLE ours (audit_id TEXT PRIMARY KEY, time INTEGER, session TEXT, assume_id TEXT, kms_id TEXT,
+        own_session TEXT, kms_name TEXT, error TEXT) WITHOUT ROWID;
+    CREATE INDEX ours_kms ON ours (kms_id);
+    CREATE INDEX ours_assume ON ours (assume_id);
+"""
+_ADD_CALL = """INSERT OR IGNORE INTO trail VALUES (:event_id, :request_id, :event_name, :time, :session, :audit_id,
+    :error, :key_arn)"""
+_ADD_USE = """INSERT OR REPLACE INTO ours VALUES (:audit_id, :time, :session, :assume_id, :kms_id, :own_session,
+    :kms_name, :error)"""
+# A request id alone explains nothing: the session's name must be the one that the row says. A session that was shared
+# by several uses bears the first one's name, and each row of theirs has its AssumeRole's request id too.
+_VERDICTS = """
+    SELECT t.*, CASE
+        WHEN EXISTS (SELECT 1 FROM ours o WHERE o.session = t.session
+            AND CASE t.event_name WHEN 'AssumeRole' THEN o.assume_id ELSE o.kms_id END = t.request_id) THEN 'matched'
+        WHEN EXISTS (SELECT 1 FROM ours o WHERE o.audit_id = t.audit_id AND o.own_session = t.session)
+            THEN CASE WHEN t.error IS NULL THEN 'unanswered' ELSE 'attempt' END
+        ELSE 'theirs_only' END AS verdict
+    FROM trail t"""
+_MISSING = """
+    SELECT c.*, CASE
+        WHEN :first IS NULL OR c.time < :first OR c.time > :last THEN 'outside_the_trail'
+        WHEN c.event_name = 'AssumeRole' AND c.was_refused THEN 'refused_assume_role'
+        WHEN c.time > :late THEN 'may_come_late'
+        ELSE 'ours_only' END AS why
+    FROM (
+        SELECT audit_id, time, session, 'AssumeRole' AS event_name, assume_id AS request_id, error,
+            kms_id IS NULL AND error IS NOT NULL AS was_refused
+        FROM ours WHERE assume_id IS NOT NULL
+        UNION ALL
+        SELECT audit_id, time, session, kms_name, kms_id, error, 0 FROM ours WHERE kms_id IS NOT NULL) c
+    WHERE NOT EXISTS (SELECT 1 FROM trail t WHERE t.request_id = c.request_id)"""
