@@ -66,7 +66,12 @@ def read(source: BinaryIO, most: int) -> bytes:
 
 def show(document: Any) -> None:
     """Print one JSON document, keys as the HTTP surface writes them."""
-    click.echo(json.dumps(_plain(document), indent=2, ensure_ascii=False))
+    click.echo(as_json(document))
+
+
+def as_json(document: Any) -> str:
+    """The same as text."""
+    return json.dumps(_plain(document), indent=2, ensure_ascii=False)
 
 
 def _plain(given: Any) -> Any:
