@@ -1,11 +1,8 @@
 """Which addresses an upstream may have: names are resolved here, every answer is judged, and one is pinned.
 
-The judgement is of addresses, never of text, and the table is our own: ``ipaddress.is_global`` differs between Python
-versions and calls ``64:ff9b::a9fe:a9fe`` (169.254.169.254 behind NAT64) global. An address that carries an IPv4 address
-inside is judged by both. What is pinned is what is connected to: a second lookup could answer differently (DNS
-rebinding). Imports no other adapter.
-
-https://www.iana.org/assignments/iana-ipv4-special-registry, https://www.iana.org/assignments/iana-ipv6-special-registry
+The judgement is of addresses, never of text, by the table in ``egress_table``. What is pinned is what is connected to:
+a second lookup could answer differently (DNS rebinding). The deny list comes first and beats the allow list. Imports no
+other adapter but the table.
 """
 
 from __future__ import annotations
@@ -14,86 +11,40 @@ import ipaddress
 import queue
 import socket
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from broker_core.adapters.egress_table import (
+    IPAddress,
+    IPNetwork,
+    inner_addresses,
+    is_in,
+    is_metadata,
+    is_public,
+    same_addresses,
+)
 from broker_core.errors import BrokerError, ConfigurationError, InjectionRefused, UpstreamError
 from broker_core.ports import Destination
 
-IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
-IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 #: shaped like ``socket.getaddrinfo(host, port, type=SOCK_STREAM)``
 Resolve = Callable[..., Sequence[tuple[Any, ...]]]
-
-
-def _networks(text: str) -> tuple[IPNetwork, ...]:
-    return tuple(ipaddress.ip_network(part) for part in text.split())
-
-
-#: where clouds hand out credentials and host agents listen: refused whatever the allow list says. All of link-local,
-#: and those outside of it: Azure's wire server, Alibaba, Oracle; AWS, Google and Scaleway over IPv6
-METADATA = _networks(
-    """169.254.0.0/16 fe80::/10 168.63.129.16/32 100.100.100.200/32 192.0.0.192/32
-    fd00:ec2::/32 fd20:ce::254/128 fd00:42::42/128"""
-)
-#: not an upstream's: this host, private, shared, documentation, benchmarks, relays, multicast, reserved, broadcast
-NOT_PUBLIC_V4 = _networks(
-    """0.0.0.0/8 10.0.0.0/8 100.64.0.0/10 127.0.0.0/8 169.254.0.0/16 172.16.0.0/12 192.0.0.0/24 192.0.2.0/24
-    192.88.99.0/24 192.168.0.0/16 198.18.0.0/15 198.51.100.0/24 203.0.113.0/24 224.0.0.0/4 240.0.0.0/4"""
-)
-PUBLIC_V6 = _networks("2000::/3")
-#: inside 2000::/3 and still not an upstream's: protocol assignments with Teredo, documentation, 6to4
-NOT_PUBLIC_V6 = _networks("2001::/23 2001:db8::/32 2002::/16 3fff::/20 3ffe::/16 5f00::/16")
-
-_MAPPED, _NAT64, _NAT64_LOCAL = _networks("::ffff:0:0/96 64:ff9b::/96 64:ff9b:1::/48")
-_COMPATIBLE, _SIIT, _TEREDO, _6TO4 = _networks("::/96 ::ffff:0:0:0/96 2001::/32 2002::/16")
-#: written so, it is the IPv4 address itself that is reached, and that decides
-_SAME_AS_INNER = (_MAPPED, _NAT64)
-
-
-def inner_addresses(address: IPAddress) -> Iterator[ipaddress.IPv4Address]:
-    """The IPv4 addresses that an IPv6 address carries: mapped, compatible, SIIT, NAT64, 6to4, Teredo (server and
-    client)."""
-    if isinstance(address, ipaddress.IPv4Address):
-        return
-    bits = int(address)
-    if any(address in network for network in (_MAPPED, _NAT64, _COMPATIBLE, _SIIT, _NAT64_LOCAL)):
-        yield ipaddress.IPv4Address(bits & 0xFFFFFFFF)
-    if address in _NAT64_LOCAL:  # RFC 6052 §2.2: with a /48 or a /64 prefix it stands around the bits 64 to 71
-        yield ipaddress.IPv4Address((bits >> 64 & 0xFFFF) << 16 | bits >> 40 & 0xFFFF)
-        yield ipaddress.IPv4Address(bits >> 24 & 0xFFFFFFFF)
-    if address in _6TO4:
-        yield ipaddress.IPv4Address(bits >> 80 & 0xFFFFFFFF)
-    if address in _TEREDO:
-        yield ipaddress.IPv4Address(bits >> 64 & 0xFFFFFFFF)
-        yield ipaddress.IPv4Address(~bits & 0xFFFFFFFF)
-
-
-def is_metadata(address: IPAddress) -> bool:
-    """Whether it, or one that it carries, is where credentials are handed out."""
-    return any(_in(one, METADATA) for one in (address, *inner_addresses(address)))
-
-
-def is_public(address: IPAddress) -> bool:
-    """Whether an upstream may have it without being allowed by name."""
-    if isinstance(address, ipaddress.IPv4Address):
-        return not _in(address, NOT_PUBLIC_V4)
-    if _in(address, _SAME_AS_INNER):
-        return all(is_public(inner) for inner in inner_addresses(address))
-    return _in(address, PUBLIC_V6) and not _in(address, NOT_PUBLIC_V6)
-
-
-def _in(address: IPAddress, networks: Sequence[IPNetwork]) -> bool:
-    return any(address in network for network in networks)
 
 
 class Egress:
     """The gate out."""
 
     def __init__(
-        self, allow: Sequence[str] = (), resolve: Resolve = socket.getaddrinfo, most_lookups: int = 64
+        self,
+        allow: Sequence[str] = (),
+        resolve: Resolve = socket.getaddrinfo,
+        most_lookups: int = 64,
+        deny: Sequence[str] = (),
     ) -> None:
-        """``allow``: CIDRs that may be reached although they are not public. Raises ConfigurationError.
+        """``allow``: CIDRs that may be reached although they are not public. ``deny``: CIDRs and host names that may
+        not be, whatever else is said; a name means all names below it too. Raises ConfigurationError.
+
+        Denied are addresses, because a name is the caller's to choose and can lead anywhere; and names, because many
+        services (a pastebin, a request logger) share a CDN's addresses with half of the web.
 
         ``most_lookups`` bounds the threads that wait for a resolver: the C library's lookup cannot be cut short.
         """
@@ -101,11 +52,14 @@ class Egress:
             self._allow = tuple(ipaddress.ip_network(part) for part in allow)
         except ValueError:
             raise ConfigurationError("BROKER_EGRESS_ALLOW: a comma-separated list of CIDRs, like 10.1.0.0/16") from None
+        networks = {part: network for part in deny if (network := _network(part)) is not None}
+        self._deny = tuple(networks.values())
+        self._deny_names = frozenset(part for part in deny if part not in networks)
         self._resolve = resolve
         self._free_lookups = threading.BoundedSemaphore(most_lookups)
 
-    def pin(self, destination: Destination, seconds: float) -> str:
-        """The one address to connect to. Every address of the name must pass.
+    def addresses(self, destination: Destination, seconds: float) -> list[str]:
+        """Every address of it, the one to connect to first. All of them must pass.
 
         Raises InjectionRefused (``destination_blocked``), UpstreamError (``upstream_unreachable``,
         ``upstream_timeout``).
@@ -116,20 +70,25 @@ class Egress:
             addresses = []
         if not destination.tls and not (addresses and addresses[0].is_loopback and self._is_allowed(addresses[0])):
             raise _blocked()
+        if self._is_denied_name(destination.host):
+            raise _blocked()
         addresses = addresses or self._look_up(destination, seconds)
         if not all(self.passes(address) for address in addresses):
             raise _blocked()
-        return str(addresses[0])
+        return [str(address) for address in addresses]
 
     def passes(self, address: IPAddress) -> bool:
         """The judgement of one address."""
-        if is_metadata(address):
+        if is_metadata(address) or any(is_in(one, self._deny) for one in (address, *inner_addresses(address))):
             return False
-        same = [address, *(inner_addresses(address) if _in(address, _SAME_AS_INNER) else ())]
-        return is_public(address) or any(self._is_allowed(one) for one in same)
+        return is_public(address) or any(self._is_allowed(one) for one in same_addresses(address))
+
+    def _is_denied_name(self, host: str) -> bool:
+        labels = host.split(".")
+        return any(".".join(labels[first:]) in self._deny_names for first in range(len(labels)))
 
     def _is_allowed(self, address: IPAddress) -> bool:
-        return _in(address, self._allow)
+        return is_in(address, self._allow)
 
     def _look_up(self, destination: Destination, seconds: float) -> list[IPAddress]:
         answers: queue.SimpleQueue[list[IPAddress] | None] = queue.SimpleQueue()
@@ -156,10 +115,17 @@ class Egress:
             found = self._resolve(destination.host, destination.port, type=socket.SOCK_STREAM)
             # a scope ("fe80::1%eth0") is in no table of ours: ip_address keeps it, and the tables refuse link-local
             answers.put([ipaddress.ip_address(entry[4][0]) for entry in found])
-        except (OSError, ValueError, UnicodeError):
+        except Exception:  # noqa: BLE001 - who waits is to be told, whatever it was
             answers.put(None)
         finally:
             self._free_lookups.release()
+
+
+def _network(text: str) -> IPNetwork | None:
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError:
+        return None
 
 
 def _blocked() -> InjectionRefused:

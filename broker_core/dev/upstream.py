@@ -6,28 +6,30 @@ spot, whose file (a certificate, no key) is in the system's temp while it runs.
 
 Routes: ``/echo`` (what came, as JSON), ``/status/<n>``, ``/redirect?to=``, ``/sse?events=``, ``/slow?chunks=&seconds=``
 (a chunk every ``seconds``), ``/hang`` (no answer while it runs), ``/reset`` (RST instead of an answer), ``/gzip`` (an
-encoded echo); any other path answers ``{"ok": true}``. ``route`` adds or replaces one.
+encoded echo), ``/hostile/<name>`` (see ``upstream_hostile``); any other path answers ``{"ok": true}``. ``route`` adds
+or replaces one.
 
-Imports ``places``, ``upstream_routes``, ``upstream_server``; trustme when it starts.
+Imports ``places``, ``upstream_hostile``, ``upstream_routes``, ``upstream_server``; trustme when it starts.
 """
 
 from __future__ import annotations
 
 import ssl
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Literal, Self
 
 from broker_core.dev import places
-from broker_core.dev.upstream_routes import BUILT_IN, RawResponse, Received, Response, as_json
+from broker_core.dev.upstream_hostile import HOSTILE
+from broker_core.dev.upstream_routes import BUILT_IN, RawResponse, Received, Response, Route, as_json
 from broker_core.dev.upstream_server import Server
 
 __all__ = ["NAMES", "RawResponse", "Received", "Response", "SampleUpstream", "as_json"]
 
 NAMES = ("localhost", "upstream.test", "127.0.0.1")
 Certificate = Literal["trusted", "self-signed", "expired"]
-Route = Callable[[Received], Response | RawResponse]
+_ROUTES = {**BUILT_IN, **{f"/hostile/{name}": route for name, route in HOSTILE.items()}}
 
 #: it must also have begun before it ended
 _EXPIRED = (datetime(2020, 1, 1, tzinfo=UTC), datetime(2020, 1, 2, tzinfo=UTC))
@@ -142,7 +144,7 @@ class SampleUpstream:
         with self._changed:
             self.requests.append(request)
             self._changed.notify_all()
-        route = self._routes.get(request.path) or BUILT_IN.get(request.path)
+        route = self._routes.get(request.path) or _ROUTES.get(request.path)
         if route is not None:
             return route(request)
         if request.path.startswith("/status/"):

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import ssl
+import zlib
 from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
@@ -13,6 +15,8 @@ from typing import Any
 import pytest
 
 from broker_core.dev.upstream import RawResponse, Response, SampleUpstream
+from broker_core.dev.upstream_hostile import BOMB_BYTES, BREAKING, ECHOES, LIMITS
+from tests.sentinel import Search, Sentinel, text_sentinel
 from tests.waiting import wait_until
 
 
@@ -253,6 +257,57 @@ class TestOwnRoutes:
         upstream.clear()
         assert (upstream.requests, upstream.connections_accepted, upstream.handshakes_completed) == ([], 0, 0)
         assert _get(connection, "/x")[0].status == 200
+
+
+def _everything(upstream: SampleUpstream, path: str, value: Sentinel) -> bytes:
+    """What a route sends for this credential until it closes, chunks joined, and decoded where it is compressed."""
+    with closing(_connect(upstream)) as client:
+        client.putrequest("GET", path)
+        client.putheader("Authorization", b"Bearer " + value.value)
+        client.putheader("Connection", "close")
+        client.endheaders()
+        with client.sock.makefile("rb") as answer:
+            sent = answer.read()
+    body = re.sub(rb"\r\n[0-9a-f]+\r\n", b"", sent.partition(b"\r\n\r\n")[2])
+    return b"\n".join((sent, body, *(_decoded(body, wbits) for wbits in (31, 15, -15))))
+
+
+def _decoded(body: bytes, wbits: int) -> bytes:
+    decoded = b""
+    while body:
+        machine = zlib.decompressobj(wbits=wbits)
+        try:
+            decoded, body = decoded + machine.decompress(body), machine.unused_data
+        except zlib.error:
+            break
+    return decoded if wbits != 31 or decoded[:2] != b"\x1f\x8b" else _decoded(decoded, wbits)
+
+
+class TestHostile:
+    @pytest.mark.parametrize("name", sorted(ECHOES.keys() - {"digests"}))
+    def test_an_echo_echoes(self, upstream: SampleUpstream, name: str) -> None:
+        """Each echo gives the credential back in a form that the tests' search knows: else it would test nothing."""
+        value = text_sentinel("credential", pieces=1)
+        assert Search([value])(name, _everything(upstream, f"/hostile/{name}", value))
+
+    @pytest.mark.parametrize("name", sorted(LIMITS))
+    def test_a_limit_answers(self, upstream: SampleUpstream, name: str) -> None:
+        """Each limit answers, and not with the credential as it is."""
+        value = text_sentinel("credential", pieces=1)
+        sent = _everything(upstream, f"/hostile/{name}", value).partition(b"\r\n\r\n")
+        assert (sent[0][:15], value.value in sent[0]) == (b"HTTP/1.1 200 OK", False)
+
+    @pytest.mark.parametrize("name", sorted(BREAKING))
+    def test_a_breaking_answer_begins(self, upstream: SampleUpstream, name: str) -> None:
+        """Each breaking answer sends something, and ends when the client goes away."""
+        with closing(_connect(upstream)) as client:
+            client.request("GET", f"/hostile/{name}")
+            assert client.sock.recv(16)
+
+    def test_the_bomb_is_small_on_the_wire(self, upstream: SampleUpstream) -> None:
+        """A thousand times smaller than what it decodes to."""
+        with closing(_connect(upstream)) as client:
+            assert len(_get(client, "/hostile/bomb")[1]) < BOMB_BYTES // 900
 
 
 def test_the_ca_file_goes_with_the_server() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +16,11 @@ import pytest
 
 from broker_core.adapters.clock import SystemClock
 from broker_core.adapters.egress import Egress
-from broker_core.adapters.upstream import HttpsUpstream, translated
+from broker_core.adapters.upstream import HttpsUpstream
+from broker_core.adapters.upstream_line import translated
 from broker_core.dev.upstream import RawResponse, Received, Response, SampleUpstream
 from broker_core.errors import ConfigurationError, UpstreamError
-from broker_core.ports import Destination, WireRequest
+from broker_core.ports import Destination, Patience, WireRequest
 from tests.fakes_inject import named
 
 ALLOW = ["127.0.0.0/8"]
@@ -34,11 +36,15 @@ def client(server: SampleUpstream) -> HttpsUpstream:
     return HttpsUpstream(Egress(ALLOW, at_home), SystemClock(), server.ca_file)
 
 
+def patient(seconds: float = 20.0) -> Patience:
+    return Patience(seconds, seconds, seconds)
+
+
 def ask(
     server: SampleUpstream, path: str = "/x", method: str = "GET", name: str = "upstream.test", seconds: float = 20.0
 ) -> tuple[int, list[tuple[str, str]], bytes]:
     """One exchange, the whole of it."""
-    line = client(server).connect(Destination(name, server.port, server.tls), seconds)
+    line = client(server).connect(Destination(name, server.port, server.tls), patient(seconds), "ws")
     try:
         headers = [("Host", name), ("X-Key", SENTINEL)]
         answer = line.send(WireRequest(method, f"{path}?k={SENTINEL}", headers))
@@ -91,11 +97,18 @@ class TestTls:
             assert failure(lambda: ask(server)).reason == "upstream_tls"
             assert server.requests == []
 
+    def test_tls_1_2_at_least(self) -> None:
+        """Older protocols are not offered, and an old one's renegotiation is not answered."""
+        context = HttpsUpstream(Egress(), SystemClock())._context
+        assert context.minimum_version is ssl.TLSVersion.TLSv1_2
+        assert context.options & ssl.OP_NO_RENEGOTIATION
+        assert (context.check_hostname, context.verify_mode) == (True, ssl.CERT_REQUIRED)
+
     def test_a_server_without_tls(self) -> None:
         """Plain http where TLS was meant is a TLS error."""
         with SampleUpstream.start(tls=False) as server:
             line = Destination("127.0.0.1", server.port)
-            assert failure(lambda: client(server).connect(line, 20.0)).reason == "upstream_tls"
+            assert failure(lambda: client(server).connect(line, patient(), "ws")).reason == "upstream_tls"
 
     def test_plain_http_to_an_allowed_loopback(self) -> None:
         """For development, a literal loopback address that the allow list names."""
@@ -133,15 +146,29 @@ class TestNothingAmbient:
         assert upstream.requests[0].header("Authorization") is None
         assert not (tmp_path / "keys").exists()
 
+    def test_pitfall_18_whom_we_trust_is_no_matter_of_the_environment(
+        self, upstream: SampleUpstream, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """OpenSSL's own variable would add an authority that no setting names; Python's default context takes it."""
+        monkeypatch.setenv("SSL_CERT_FILE", str(upstream.ca_file))
+        monkeypatch.setenv("SSL_CERT_DIR", str(upstream.ca_file.parent))
+        there, default = ("127.0.0.1", upstream.port), ssl.create_default_context()
+        with socket.create_connection(there, 20) as sock, default.wrap_socket(sock, server_hostname="upstream.test"):
+            pass
+
+        way = HttpsUpstream(Egress(ALLOW, at_home), SystemClock())
+        error = failure(lambda: way.connect(Destination("upstream.test", upstream.port), patient(), "ws"))
+        assert error.reason == "upstream_tls"
+
     def test_pitfall_19_a_reset_is_not_tried_again(self, upstream: SampleUpstream) -> None:
         """One attempt, one connection."""
         assert failure(lambda: ask(upstream, "/reset")).reason == "upstream_unreachable"
         assert (len(upstream.requests), upstream.connections_accepted) == (1, 1)
 
     def test_only_what_we_gave_is_sent(self, upstream: SampleUpstream) -> None:
-        """The client library adds no header of its own but ``Connection: close``."""
+        """No header is added on the way."""
         ask(upstream)
-        assert [name for name, _ in upstream.requests[0].headers] == ["Host", "X-Key", "Connection"]
+        assert [name for name, _ in upstream.requests[0].headers] == ["Host", "X-Key"]
 
     def test_a_closed_port(self) -> None:
         """Nobody listens: unreachable."""
@@ -149,7 +176,7 @@ class TestNothingAmbient:
             taken.bind(("127.0.0.1", 0))
             nobody = Destination("127.0.0.1", taken.getsockname()[1])
             line = HttpsUpstream(Egress(ALLOW), SystemClock())
-            assert failure(lambda: line.connect(nobody, 20.0)).reason == "upstream_unreachable"
+            assert failure(lambda: line.connect(nobody, patient(), "ws")).reason == "upstream_unreachable"
 
 
 class TestDeadline:
@@ -174,11 +201,11 @@ class TestDeadline:
         with _silent() as port:
             upstream = HttpsUpstream(Egress(ALLOW), SystemClock())
             silent = Destination("127.0.0.1", port)
-            assert failure(lambda: upstream.connect(silent, 0.3)).reason == "upstream_timeout"
+            assert failure(lambda: upstream.connect(silent, patient(0.3), "ws")).reason == "upstream_timeout"
 
     def test_a_deadline_that_passed_before_sending(self, upstream: SampleUpstream) -> None:
         """The time that the key call took counts: nothing is sent after the end."""
-        line = client(upstream).connect(Destination("upstream.test", upstream.port), 0.2)
+        line = client(upstream).connect(Destination("upstream.test", upstream.port), patient(0.2), "ws")
         _until(lambda: failure_or_none(line.send) is not None)
         line.close()
 
@@ -312,7 +339,7 @@ class TestGoodAnswers:
             return Response(200, body=(part for part in _two(second)))
 
         upstream.route("/x", slowly)
-        line = client(upstream).connect(Destination("upstream.test", upstream.port), 20.0)
+        line = client(upstream).connect(Destination("upstream.test", upstream.port), patient(), "ws")
         chunks = line.send(WireRequest("GET", "/x", [("Host", "upstream.test")])).chunks()
 
         assert next(chunks) == b"first"
@@ -342,7 +369,7 @@ class TestNothingLeaks:
     )
     def test_pitfall_01_an_exception_of_the_library(self, upstream: SampleUpstream, request_: WireRequest) -> None:
         """The client's exceptions quote what they refuse; ours hold a code, and nothing hangs on them."""
-        line = client(upstream).connect(Destination("upstream.test", upstream.port), 20.0)
+        line = client(upstream).connect(Destination("upstream.test", upstream.port), patient(), "ws")
 
         error = failure(lambda: line.send(request_))
         line.close()
