@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
 from broker_core import context
 from broker_core.audit import Intent, Result
-from broker_core.errors import AuditUnavailable, Unavailable
+from broker_core.errors import AuditUnavailable, RateLimited, Unavailable
 from broker_core.inject.injector import InjectLimits, Injector
+from broker_core.inject.watch import Watch
 from broker_core.injection import Injection, Kind
 from broker_core.model import Blob, Connection, Purpose
 from broker_core.ports import Candidate, Failure, KeyUse
@@ -63,7 +65,9 @@ class FakeInjectStore:
         self.note("end")
         if self.outcomes_are_lost:
             raise Unavailable("the database is away")
-        self.results |= {intent.id: result for intent, result in results}
+        for intent, result in results:
+            assert intent.id not in self.results, "closed twice"
+            self.results[intent.id] = result
 
 
 @dataclass
@@ -79,6 +83,21 @@ class FakeFailureLog:
 
     def brakes(self) -> bool:
         return self.is_braking
+
+
+@dataclass
+class FakeGuessLog:
+    """The ``GuessLog`` port: up to ``most`` of one caller and secret."""
+
+    most: int = 5
+    counted: Counter[tuple[str, str, UUID]] = field(default_factory=Counter)
+
+    def look(self, workspace_id: str, caller: str, secret_id: UUID) -> None:
+        if self.counted[workspace_id, caller, secret_id] >= self.most:
+            raise RateLimited("too many guesses", 3600)
+
+    def count(self, workspace_id: str, caller: str, secret_id: UUID) -> None:
+        self.counted[workspace_id, caller, secret_id] += 1
 
 
 class _NotedKeys(FakeKeyService):
@@ -99,6 +118,8 @@ class Broker:
         self.platform = FakePlatformCipher()
         self.upstream = FakeUpstream(note=self.steps.append)
         self.failures = FakeFailureLog()
+        self.guesses = FakeGuessLog()
+        self.watch = Watch(3600)  # tests look themselves
         self.clock = ManualClock()
         ids = map(UUID, (f"01900000-0000-7000-8000-{number:012x}" for number in itertools.count()))
         self.injector = Injector(
@@ -107,9 +128,11 @@ class Broker:
             self.platform,
             self.upstream,
             self.failures,
+            self.guesses,
             self.clock,
             lambda: next(ids),
             limits or InjectLimits(),
+            self.watch,
         )
 
     def keep(

@@ -7,66 +7,13 @@ widens nothing.
 
 from __future__ import annotations
 
-import json
-import re
 from collections import defaultdict
-from collections.abc import Iterator, Sequence, Set
-from dataclasses import replace
-from urllib.parse import unquote
+from collections.abc import Sequence, Set
 
 from broker_core.errors import InjectionRefused
 from broker_core.inject.call import Call
-from broker_core.injection import NAME, Injection, Kind, parse_target
+from broker_core.injection import Injection, Kind, parse_target
 from broker_core.ports import Candidate, Destination
-
-MARKER = "{{secret:"
-_HANDLE = re.compile(r"\{\{secret:(" + NAME.pattern + r")\}\}")
-
-
-def take_handle(call: Call) -> Call:
-    """The call with its handle moved into ``secret`` and removed from the request.
-
-    A handle selects; it is never a template that a value is put into (an agent could then send any secret anywhere).
-    One handle, inside one header's value (the header goes as a whole) or one string of a JSON body (the handle goes).
-    Raises InjectionRefused (``handle_misplaced``) for a handle anywhere else, a second one, or one beside ``secret``.
-    """
-    places = _places(call)
-    if not places:
-        return call
-    found = _HANDLE.search(places[0])
-    if len(places) > 1 or found is None or call.secret is not None or places[0].count(MARKER) > 1:
-        raise _misplaced()
-    headers = tuple(pair for pair in call.headers if MARKER not in pair[1])
-    body = call.body if len(headers) < len(call.headers) else _without(call.body, found[0])
-    return replace(call, headers=headers, body=body, secret=found[1])
-
-
-def _places(call: Call) -> list[str]:
-    """The texts of the request that hold the marker; refuses those where no handle may stand."""
-    if any(MARKER in text or MARKER in unquote(text) for text in (call.url, *(name for name, _ in call.headers))):
-        raise _misplaced()
-    places = [value for _, value in call.headers if MARKER in value]
-    return [*places, call.body.decode("utf-8", "replace")] if MARKER.encode() in call.body else places
-
-
-def _without(body: bytes, handle: str) -> bytes:
-    try:
-        strings = list(_strings(json.loads(body)))
-    except (ValueError, RecursionError):
-        raise _misplaced() from None
-    if sum(handle in text for text in strings) != 1:
-        raise _misplaced()
-    return body.replace(handle.encode(), b"")
-
-
-def _strings(value: object) -> Iterator[str]:
-    """The string values of a JSON document; keys are not values."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        yield from (text for inner in value.values() for text in _strings(inner))
-    elif isinstance(value, list):
-        yield from (text for inner in value for text in _strings(inner))
 
 
 def choose(candidates: Sequence[Candidate], call: Call, kinds: Set[Kind]) -> Candidate:
@@ -128,10 +75,3 @@ def check_host(injection: Injection, destination: Destination) -> None:
     is_same = (host, port or 443) == (destination.host, destination.port)
     if not is_same or (port is None and not destination.tls):
         raise InjectionRefused("the URL's host is not the one that this secret is for", code="host_mismatch")
-
-
-def _misplaced() -> InjectionRefused:
-    return InjectionRefused(
-        "a handle stands once, in one header's value or one string of a JSON body, and not beside `secret`",
-        code="handle_misplaced",
-    )

@@ -1,15 +1,18 @@
-"""What a caller asks for and gets back. Neither shows a URL, a header or a body: those can hold a value.
+"""What a caller asks for and gets back, and how it says that it waits no longer. None of it shows a URL, a header or a
+body: those can hold a value.
 
 Imports only errors and injection.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from broker_core.errors import InjectionRefused, Invalid
+from broker_core.errors import ClientGone, InjectionRefused, Invalid, UpstreamError
 from broker_core.injection import ID, NAME
 
 #: TRACE reflects a request, CONNECT tunnels, OPTIONS asks about a server rather than a resource: none carries a value
@@ -21,6 +24,10 @@ class Call:
     """One injection that a caller asks for; the workspace is the caller's token's.
 
     ``url``, ``headers`` and ``body`` are unused for an environment. ``secret`` names one secret, instead of a handle.
+
+    A ``body`` in pieces is for ``stream`` alone. It is read once, from the thread that calls ``stream``, while it is
+    sent; its waits are its own to bound, and what it raises ends the exchange: a BrokerError as it is, anything else as
+    ClientGone. ``body_length``: how long it is, None where that is not known.
     """
 
     workspace_id: str
@@ -29,9 +36,10 @@ class Call:
     method: str = "GET"
     url: str = field(repr=False, default="")
     headers: Sequence[tuple[str, str]] = field(repr=False, default=())
-    body: bytes = field(repr=False, default=b"")
+    body: bytes | Iterable[bytes] = field(repr=False, default=b"")
     secret: str | None = None
     traceparent: str | None = None
+    body_length: int | None = None
 
     def check(self) -> None:
         """Check the ids and the method. Raises Invalid, InjectionRefused (``method_refused``)."""
@@ -68,3 +76,49 @@ class BrokeredEnvironment:
 
     variables: Mapping[str, str] = field(repr=False)
     audit_ids: Sequence[UUID]
+
+
+class Cancellation:
+    """How a caller says, from any thread and at any moment, that nobody waits any more."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._is_cancelled = False
+        self._reactions: dict[object, Callable[[], None]] = {}
+
+    def cancel(self) -> None:
+        """End what is under way: at once where it waits for the upstream, else at its next step. Never blocks, never
+        raises; safe more than once."""
+        with self._lock:
+            self._is_cancelled = True
+            reactions, self._reactions = list(self._reactions.values()), {}
+        for react in reactions:
+            react()
+
+    def register(self, react: Callable[[], None]) -> Callable[[], None]:
+        """Call ``react`` when it is cancelled, at once if it is already; returns what takes that back."""
+        key = object()
+        with self._lock:
+            if not self._is_cancelled:
+                self._reactions[key] = react
+                return lambda: self._forget(key)
+        react()
+        return lambda: None
+
+    def check(self) -> None:
+        """Raise ClientGone when it is cancelled."""
+        if self._is_cancelled:
+            raise ClientGone("the caller went away")
+
+    @contextmanager
+    def explaining(self) -> Iterator[None]:
+        """An exchange that breaks off because it was cancelled is the caller's doing, not the upstream's."""
+        try:
+            yield
+        except UpstreamError:
+            self.check()
+            raise
+
+    def _forget(self, key: object) -> None:
+        with self._lock:
+            self._reactions.pop(key, None)

@@ -7,7 +7,7 @@ server reads as the same name. Our own framing and our own headers are the only 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from urllib.parse import quote, unquote_plus
 
@@ -40,14 +40,16 @@ class Prepared:
     method: str
     address: Address
     headers: Headers = field(repr=False)
-    body: bytes = field(repr=False)
+    body: bytes | Iterable[bytes] = field(repr=False)
+    length: int | None = None  # of the body, where it is known
 
 
 def prepare(call: Call, address: Address, max_body: int) -> Prepared:
     """Check the caller's headers and body, and drop what steers the connection. Raises Invalid (``headers``,
-    ``body``), never quoting them."""
-    if len(call.body) > max_body:
-        raise Invalid({"body": f"at most {max_body} bytes"})
+    ``body``), never quoting them. A body in pieces of unknown length is bounded while it passes."""
+    length = len(call.body) if isinstance(call.body, bytes) else call.body_length
+    if length is not None and not 0 <= length <= max_body:
+        raise Invalid({"body": f"at most {max_body} bytes"}, code="too_large")
     if (
         len(call.headers) > MOST_HEADERS
         or sum(len(name) + len(text) for name, text in call.headers) > MOST_HEADER_BYTES
@@ -59,7 +61,7 @@ def prepare(call: Call, address: Address, max_body: int) -> Prepared:
         if not _FIELD_VALUE.fullmatch(text):
             raise Invalid({"headers": "a header's value holds a line break, a control or a non-Latin-1 character"})
     kept = [(name, text.strip(" \t")) for name, text in passing(call.headers) if _as_variable(name) not in _OURS]
-    return Prepared(call.method, address, kept, call.body)
+    return Prepared(call.method, address, kept, call.body, length)
 
 
 def passing(headers: Headers) -> list[tuple[str, str]]:
@@ -127,8 +129,10 @@ def _folded(name: str) -> str:
 def _framed(request: Prepared, headers: Headers) -> list[tuple[str, str]]:
     """Our own ``Host``, encoding and length around the headers: nobody else's framing, so no request smuggling."""
     framing = [("Host", request.address.host_header), ("Accept-Encoding", "identity")]
-    if request.body or request.method in ("POST", "PUT", "PATCH"):
-        framing.append(("Content-Length", str(len(request.body))))
+    if request.length is None:
+        framing.append(("Transfer-Encoding", "chunked"))
+    elif request.length or request.method in ("POST", "PUT", "PATCH") or not isinstance(request.body, bytes):
+        framing.append(("Content-Length", str(request.length)))
     if not any(name.lower() == "user-agent" for name, _ in headers):
         framing.append(("User-Agent", "AxioRank-Broker"))
     return [*framing, *headers]

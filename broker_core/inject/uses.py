@@ -7,7 +7,16 @@ from dataclasses import dataclass, field
 from opentelemetry.trace import Span
 
 from broker_core.audit import Intent, Outcome, Result
-from broker_core.errors import BrokerError, InjectionRefused, KeyServiceError, Receipt, Transient, UpstreamError
+from broker_core.errors import (
+    BrokerError,
+    ClientGone,
+    InjectionRefused,
+    KeyServiceError,
+    Receipt,
+    Refused,
+    Transient,
+    UpstreamError,
+)
 from broker_core.model import FoundBy
 from broker_core.ports import Candidate, Failure
 
@@ -18,7 +27,8 @@ class OneUse:
 
     intent: Intent
     secret: Candidate
-    is_begun: bool = False
+    is_begun: bool = False  # the key was asked
+    is_sent: bool = False  # the value may have gone to the upstream
     receipt: Receipt = field(default_factory=Receipt)
     status: int | None = None
     redactions: int | None = None
@@ -35,6 +45,8 @@ class OneUse:
         if isinstance(error, UpstreamError):
             is_withheld = error.reason == "response_withheld"
             return self.result(Outcome.WITHHELD if is_withheld else Outcome.UPSTREAM_FAILED, error.reason)
+        if self.is_sent and isinstance(error, ClientGone | Refused):
+            return self.result(Outcome.ABANDONED, error.reason)
         return self.result(Outcome.REFUSED if isinstance(error, InjectionRefused) else Outcome.FAILED, error.reason)
 
     def abandoned(self) -> Result:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import random
 import string
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -357,6 +358,24 @@ class TestAfterTheRelease:
             broker.injector.send(call())
 
         assert refused.value.reason == "response_withheld"
+
+    def test_pitfall_26_a_compressed_body_that_gives_nothing_is_withheld(self) -> None:
+        """Empty gzip members without end cost time and give no byte to count: what comes is counted, too."""
+        broker = Broker(InjectLimits(max_bytes=100_000))
+        broker.keep("github", VALUE)
+        taken: list[bytes] = []
+
+        def endless() -> Iterator[bytes]:
+            for _ in range(1000):
+                taken.append(gzip.compress(b"") * 100)
+                yield taken[-1]
+
+        broker.upstream.answering = lambda _: FakeAnswer(headers=[("Content-Encoding", "gzip")], pieces=endless())
+
+        with pytest.raises(UpstreamError) as refused:
+            broker.injector.send(call())
+
+        assert (refused.value.reason, sum(map(len, taken)) < 110_000) == ("response_withheld", True)
 
     @pytest.mark.parametrize("coding", ["br", "zstd", "gzip, gzip", "deflate, gzip", "compress"])
     def test_pitfall_08_an_encoding_we_do_not_read_is_withheld(self, broker: Broker, coding: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -11,8 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker_core.errors import InjectionRefused
-from broker_core.inject.binding import check_host, choose, choose_environment, level, take_handle
+from broker_core.inject.binding import check_host, choose, choose_environment, level
 from broker_core.inject.call import Call
+from broker_core.inject.handle import take_handle
 from broker_core.injection import HTTP_KINDS, Injection, Kind
 from broker_core.model import Blob, CipherName
 from broker_core.ports import Candidate, Destination
@@ -139,6 +141,23 @@ class TestHost:
 
 HANDLE = "{{secret:my key}}"
 
+#: JSON without a handle of its own
+documents = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def _with_string(document: Any, text: str) -> Any:
+    """The document with one string more, as deep inside as its first members go."""
+    if isinstance(document, list) and document:
+        return [_with_string(document[0], text), *document[1:]]
+    if isinstance(document, dict) and document:
+        first = next(iter(document))
+        return {**document, first: _with_string(document[first], text)}
+    return [document, text]
+
 
 class TestHandle:
     """A handle selects and is removed; it is never a template."""
@@ -155,6 +174,36 @@ class TestHandle:
         call = take_handle(replace(CALL, body=body))
 
         assert (call.secret, call.body) == ("my key", b'{ "a": [""], "b": 1.0}')
+
+    def test_of_a_name_that_is_given_twice_either_counts(self) -> None:
+        """Some servers read the first of two members with one name, some the last."""
+        for body in (b'{"a": "%s", "a": 1}', b'{"a": 1, "a": "%s"}'):
+            call = take_handle(replace(CALL, body=body % HANDLE.encode()))
+            assert (call.secret, call.body) == ("my key", body % b"")
+
+    @given(documents)
+    def test_one_anywhere_in_a_documents_strings_is_taken(self, document: Any) -> None:
+        """Wherever the string stands: what is left is the document with the handle gone from that string."""
+        marked, plain = (_with_string(document, text) for text in (f"a{HANDLE}z", "az"))
+        call = take_handle(replace(CALL, body=json.dumps(marked).encode()))
+
+        assert call.secret == "my key"
+        assert isinstance(call.body, bytes)
+        assert json.loads(call.body) == plain
+
+    @given(documents, st.sampled_from(["twice", "key", "escaped too", "escaped"]))
+    def test_pitfall_14_no_document_hides_another(self, document: Any, where: str) -> None:
+        """A second one, one in a name, one that is written with escapes: whatever stands around it, it is refused."""
+        body = json.dumps(_with_string(document, HANDLE)).encode()
+        handle, escaped = HANDLE.encode(), b"\\u007b\\u007bsecret:my key}}"
+        hidden = {
+            "twice": b'["%s", %s]' % (handle, body),
+            "key": b'{"%s": %s}' % (handle, body),
+            "escaped too": b'["%s", %s]' % (escaped, body),
+            "escaped": body.replace(handle, escaped),
+        }[where]
+
+        assert code(take_handle, replace(CALL, body=hidden)) == "handle_misplaced"
 
     def test_without_one_the_call_is_untouched(self) -> None:
         """Braces alone are ordinary text."""
@@ -178,6 +227,21 @@ class TestHandle:
             replace(CALL, body=json.dumps([HANDLE, HANDLE]).encode()),
             replace(CALL, body=b"k=" + HANDLE.encode()),
             replace(CALL, body=b"[" * 100_000 + HANDLE.encode()),
+            replace(CALL, body=b'["\\u007b{secret:my key}}"]'),
+            replace(CALL, body=b'["\\u007B\\u007bsecret:my key}}"]'),
+            replace(CALL, body=json.dumps([HANDLE]).encode()[:-1] + b', "\\u007b{secret:other}}"]'),
+            replace(CALL, body=b'{"{{secret:my key}}": 1, "a": "\\u007b{secret:my key}}"}'),
+            replace(CALL, body=b'{"{{secret:my key}}": 1, "{{secret:my key}}": 2}'),
+            replace(CALL, body=b'{"a": "{{secret:my key}}", "a": "{{secret:other}}"}'),
+            replace(CALL, body=b"k=%7B%7Bsecret:my+key}}"),
+            replace(CALL, body=b"k=%7b{secret%3amy key}}"),
+            replace(CALL, body=json.dumps([HANDLE]).encode("utf-16")),
+            replace(CALL, body=json.dumps([HANDLE]).encode("utf-16-be")),
+            replace(CALL, body=json.dumps([HANDLE]).encode("utf-32")),
+            replace(CALL, body=json.dumps(["{{secret:no/such\\name}}"]).encode()),
+            replace(CALL, body=json.dumps([HANDLE]).encode(), secret="my key"),
+            replace(CALL, headers=[("X", "%7B%7Bsecret:my key}}")]),
+            replace(CALL, headers=[("X", HANDLE), ("Y", "\\u007b{secret:my key}}")]),
         ],
     )
     def test_pitfall_14_anywhere_else_it_is_refused(self, call: Call) -> None:

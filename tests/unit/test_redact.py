@@ -6,6 +6,7 @@ import base64
 import html
 import itertools
 import json
+import random
 import re
 from urllib.parse import quote, quote_plus
 
@@ -13,7 +14,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from broker_core.inject.redact import Redactor, forms
+from broker_core.inject.forms import forms
+from broker_core.inject.redact import Redactor
 
 TEXT = "p@ss/w\"o\\rd +<&>~'=!"
 VALUE = TEXT.encode()
@@ -34,6 +36,22 @@ def bodies(draw: st.DrawFn) -> tuple[bytes, bytes]:
     known = sorted(forms(value))
     piece = st.sampled_from(known) | st.sampled_from(known).map(lambda form: form[: len(form) - 1]) | fillers
     return value, b"".join(draw(st.lists(piece, max_size=8)))
+
+
+Nest = tuple[list[tuple[str, bytes]], bytes]
+
+
+@st.composite
+def nests(draw: st.DrawFn) -> Nest:
+    """Values made of the same few parts, so that they begin, contain, repeat and overlap one another, and a body of
+    them."""
+    part = st.sampled_from([b"ab", b"abab", b"a", b"b", b"aaaaaaaa", b"abababab", b"x/y", b"%61"])
+    texts = st.lists(part, min_size=4, max_size=9).map(b"".join).filter(lambda text: len(text) >= 8)
+    drawn = draw(st.lists(texts, min_size=1, max_size=4, unique=True))
+    values = [*drawn, *(text + drawn[0] for text in drawn[:1]), *(text[:8] for text in drawn[:2])]
+    named = [(f"s{number}", value) for number, value in enumerate(values)]
+    echoed = st.sampled_from([form for value in values for form in sorted(forms(value))])
+    return named, b"".join(draw(st.lists(part | echoed | echoed.map(lambda form: form[3:]), max_size=12)))
 
 
 def cut(body: bytes, at: list[int]) -> list[bytes]:
@@ -159,11 +177,13 @@ class TestWholeBody:
         assert Redactor([("db", b"a" * 64)]).body(b"a" * 1_000_000) == MASK
 
     def test_closing_forgets(self) -> None:
-        """After the answer the forms are gone."""
+        """After the answer the forms are gone, and nothing passes that was not looked through."""
         redactor = Redactor([("db", VALUE)])
         redactor.close()
 
-        assert redactor.body(VALUE) == VALUE
+        with pytest.raises(RuntimeError):
+            redactor.body(VALUE)
+        assert not redactor.finds_in(VALUE)
 
     def test_repr_shows_nothing(self) -> None:
         """A redactor holds values: its repr is a constant."""
@@ -202,6 +222,52 @@ class TestStream:
         for at in range(len(body)):
             out += len(machine.feed(body[at : at + 1]))
             assert out == max(0, at + 1 - redactor.hold_back)
+
+    @pytest.mark.parametrize("text", [VALUE[:-1], b"another-text-here.."], ids=["a beginning", "something else"])
+    def test_pitfall_07_a_beginning_is_let_go_when_anything_is(self, text: bytes) -> None:
+        """What could become the value leaves in the same steps as what could not: the times tell no byte of it."""
+        assert len(text) == len(VALUE) - 1
+        machine = Redactor([("db", VALUE)]).stream()
+        fed = text + b"." * 500
+
+        assert [len(machine.feed(fed[at : at + 1])) for at in range(len(fed))] == [
+            int(at >= max(map(len, forms(VALUE))) - 1) for at in range(len(fed))
+        ]
+
+    @given(nests(), st.data())
+    def test_pitfall_07_values_that_overlap_repeat_and_nest(self, drawn: Nest, data: st.DataObject) -> None:
+        """With any number of values inside, before and over one another, any split gives what the whole body gives."""
+        named, body = drawn
+        whole, cutting = Redactor(named), Redactor(named)
+        at = data.draw(st.lists(st.integers(0, len(body)), max_size=20))
+        machine = cutting.stream()
+        pieces = [machine.feed(chunk) for chunk in cut(body, at)]
+
+        assert b"".join([*pieces, machine.finish()]) == whole.body(body)
+        assert cutting.count == whole.count
+
+    @pytest.mark.parametrize("size", [1, 7, 4096])
+    def test_the_largest_value_in_pieces(self, size: int) -> None:
+        """64 KiB, echoed: found in pieces of any size (a search of all that is held back for each
+        piece would not come to an end here)."""
+        value = random.Random(1).randbytes(48_000).hex()[:65_536].encode()
+        body = b"before" + value + b"after"
+        machine = Redactor([("db", value)]).stream()
+
+        out = b"".join(machine.feed(body[at : at + size]) for at in range(0, len(body), size)) + machine.finish()
+
+        assert out == b"before" + MASK + b"after"
+
+    @pytest.mark.parametrize("size", [1000, 10_000_000])
+    def test_a_value_that_repeats_itself_costs_no_more(self, size: int) -> None:
+        """A value with a long beginning that is its end too, echoed by an upstream that knows where it hurts."""
+        value = b"a" * 30_000 + b"b" + b"a" * 30_000
+        body = (value + b"a" * 60_000) * 2
+        machine = Redactor([("db", value)]).stream()
+
+        out = b"".join(machine.feed(body[at : at + size]) for at in range(0, len(body), size)) + machine.finish()
+
+        assert out == (MASK + b"a" * 60_000) * 2
 
     def test_a_line_feed_lets_go(self) -> None:
         """An event stream is not kept waiting: no form crosses a line."""
