@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
 
@@ -99,6 +99,25 @@ class SecretStatus(StrEnum):
     UNBOUND = "unbound"
 
 
+class StepOutcome(StrEnum):
+    """How a step of a verification ended. A warning hinders nothing."""
+
+    OK = "ok"
+    FAILED = "failed"
+    WARNING = "warning"
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step of a verification showed. ``what_to_do``: one sentence for the owner; empty where all is well."""
+
+    name: str
+    outcome: StepOutcome
+    aws_code: str = ""
+    request_id: str | None = None
+    what_to_do: str = ""
+
+
 class FoundBy(StrEnum):
     """How a failure was found."""
 
@@ -180,6 +199,8 @@ class KeyArn:
         return self.key_id.startswith("mrk-")
 
 
+#: days between rotations, as owners write them: ``90d``
+ROTATION_POLICY = re.compile(r"[1-9][0-9]{0,3}d")
 _EXTERNAL_ID = re.compile(r"[\w+=,.@:/-]{16,1224}", re.ASCII)
 
 
@@ -239,3 +260,9 @@ def status_of(facts: SecretFacts) -> SecretStatus:
     if not facts.is_bound:
         return SecretStatus.UNBOUND
     return SecretStatus.RECHECKING if facts.healed_unchecked else SecretStatus.ACTIVE
+
+
+def rotation_due(policy: str | None, created_at: datetime, rotated_at: datetime | None) -> datetime | None:
+    """When a secret should be rotated next: its policy's days after it last was, or else was created; None without a
+    policy. ``policy`` is one that ``ROTATION_POLICY`` matches."""
+    return (rotated_at or created_at) + timedelta(days=int(policy.removesuffix("d"))) if policy else None

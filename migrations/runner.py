@@ -20,7 +20,8 @@ _HERE = Path(__file__).parent
 def upgrade(url: str, revision: str = "head", *, lock_milliseconds: int = LOCK_MILLISECONDS) -> None:
     """Bring the database at ``url`` (``postgresql://…``) up to ``revision``. Safe to run again and from many machines.
 
-    Raises SQLAlchemy's OperationalError, with nothing changed, where a table stays locked for ``lock_milliseconds``."""
+    Raises SQLAlchemy's OperationalError where a table stays locked for ``lock_milliseconds``: the migration that needs
+    it has changed nothing then, those before it are done."""
     _run(url, lambda config: command.upgrade(config, revision), lock_milliseconds)
 
 

@@ -1,15 +1,16 @@
 """``FakeStore``: every store port in memory, held to the same contract suite as the SQL store.
 
 Thread-safe by one lock. Time comes from ``now``; nothing else happens by itself. Beside the ports it has questions that
-only tests ask: ``status``, ``secret``, ``failures``, ``audit_rows``, ``claim_key``; ``age``, which moves a row back in
-time; and ``is_away``, which makes every call fail as if the database were down.
+only tests ask: ``status``, ``secret_row``, ``failures``, ``notices``, ``audit_rows``, ``claim_key``; ``age``, which
+moves a row back in time; and ``is_away``, which makes every call fail as if the database were down.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 from broker_core.audit import Intent, Result
@@ -18,8 +19,11 @@ from broker_core.model import SecretStatus
 from tests.fakes_store_parts.byok import ByokRoom
 from tests.fakes_store_parts.custody import CustodyRoom
 from tests.fakes_store_parts.intake import IntakeRoom
+from tests.fakes_store_parts.moves import MoveRoom
+from tests.fakes_store_parts.notices import NoticeRoom
 from tests.fakes_store_parts.owner import OwnerRoom
-from tests.fakes_store_parts.rows import FailureRow, SecretRow
+from tests.fakes_store_parts.proof import ProofRoom
+from tests.fakes_store_parts.rows import FailureRow, NoticeRow, SecretRow
 from tests.fakes_store_parts.sweep import SweepRoom
 from tests.fakes_store_parts.use import UseRoom
 
@@ -27,7 +31,7 @@ if TYPE_CHECKING:
     from broker_core import ports
 
 
-class FakeStore(IntakeRoom, CustodyRoom, UseRoom, SweepRoom, ByokRoom, OwnerRoom):
+class FakeStore(IntakeRoom, CustodyRoom, UseRoom, SweepRoom, ByokRoom, OwnerRoom, ProofRoom, NoticeRoom, MoveRoom):
     """See the module's docstring."""
 
     def __init__(
@@ -45,7 +49,7 @@ class FakeStore(IntakeRoom, CustodyRoom, UseRoom, SweepRoom, ByokRoom, OwnerRoom
             now, jitter=jitter, new_id=new_id, ring_after_seconds=ring_after_seconds, lease_seconds=lease_seconds
         )
 
-    def secret(self, workspace_id: str, name: str) -> SecretRow:
+    def secret_row(self, workspace_id: str, name: str) -> SecretRow:
         """The row itself. Raises NotFound."""
         with self._lock:
             row = self._secret_named(workspace_id, name)
@@ -56,7 +60,7 @@ class FakeStore(IntakeRoom, CustodyRoom, UseRoom, SweepRoom, ByokRoom, OwnerRoom
     def status(self, workspace_id: str, name: str) -> SecretStatus:
         """What an owner sees. Raises NotFound."""
         with self._lock:
-            return self._status(self.secret(workspace_id, name))
+            return self._status(self.secret_row(workspace_id, name))
 
     def failures(self, *, open_only: bool = True) -> Sequence[FailureRow]:
         """The rows of the failure record, oldest first."""
@@ -68,11 +72,22 @@ class FakeStore(IntakeRoom, CustodyRoom, UseRoom, SweepRoom, ByokRoom, OwnerRoom
         with self._lock:
             return [(row.intent, row.result) for row in self._uses.values()]
 
-    def age(self, row_id: UUID, column: str, seconds: float) -> None:
-        """Set a time of a connection, an event or a secret to so many seconds ago."""
+    def notices(self) -> Sequence[NoticeRow]:
+        """The outbox, oldest first."""
         with self._lock:
-            row = self._connections.get(row_id) or self._events.get(row_id) or self._secrets[row_id]
-            setattr(row, column, self._now() - timedelta(seconds=seconds))
+            return list(self._notices.values())
+
+    def age(self, row_id: UUID, column: str, seconds: float) -> None:
+        """Set a time of a connection, an event, a secret, a notice or a failure to so many seconds ago."""
+        with self._lock:
+            failures = {row.id: row for row in self._failures}
+            tables: Sequence[dict[UUID, Any]] = (self._connections, self._events, self._secrets, failures)
+            row = next((table[row_id] for table in tables if row_id in table), None) or self._notices[row_id]
+            moment = self._now() - timedelta(seconds=seconds)
+            if column == "created_at" and isinstance(row, NoticeRow):
+                row.notice = replace(row.notice, time=moment)
+            else:
+                setattr(row, column, moment)
 
     def claim_key(self, event_id: UUID) -> bytes | None:
         """The half of a value that waits in an event's row."""
@@ -93,5 +108,8 @@ if TYPE_CHECKING:
             ports.ByokStore,
             ports.OwnerStore,
             ports.AuditStore,
-        ] = (store, store, store, store, store, store, store, store)
+            ports.ProofStore,
+            ports.NoticeStore,
+            ports.MoveStore,
+        ] = (store, store, store, store, store, store, store, store, store, store, store)
         del ports_met

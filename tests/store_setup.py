@@ -13,13 +13,28 @@ import uuid_utils.compat as uuid_utils
 from broker_core.audit import Intent, Outcome, Result
 from broker_core.errors import KeyState, Receipt
 from broker_core.injection import Injection, Kind
-from broker_core.model import Blob, CipherName, Connection, EventState, EventType, FoundBy, Purpose
+from broker_core.model import (
+    Blob,
+    CipherName,
+    Connection,
+    EventState,
+    EventType,
+    FoundBy,
+    Purpose,
+    StepOutcome,
+    StepResult,
+)
 from broker_core.ports import Attempt, Draft, Failure
 
 BEARER = Injection(Kind.BEARER, None, "api.example.com", None, "agent-1")
 OK = Result(Outcome.OK, receipt=Receipt("session", "assume-id", "kms-id"))
 DENIED = Result(Outcome.REFUSED, "access_denied", "AccessDeniedException")
 CANARY = Blob(CipherName.KMS, b"canary")
+STEPS = (
+    StepResult("one", StepOutcome.OK),
+    StepResult("two", StepOutcome.FAILED, "AccessDenied", "request-2", "Do this."),
+    StepResult("three", StepOutcome.WARNING, what_to_do="Know this."),
+)
 
 
 def draft(workspace: str, **changes: Any) -> Draft:
@@ -114,7 +129,7 @@ def failure(connection: Connection, secret_id: UUID | None = None, **changes: An
 
 
 def age_connection(store: Any, connection: Connection, column: str, seconds: float) -> None:
-    """Set ``next_probe_at``, ``check_ready_at`` or ``healed_at`` to so many seconds ago."""
+    """Set ``next_probe_at``, ``next_refusals_at``, ``check_ready_at`` or ``healed_at`` to so many seconds ago."""
     _age(store, "byok_connections", connection.id, column, seconds)
 
 
@@ -124,8 +139,25 @@ def age_secret(store: Any, secret_id: UUID, column: str, seconds: float) -> None
 
 
 def age_event(store: Any, event_id: UUID, column: str, seconds: float) -> None:
-    """Set ``begun_at`` to so many seconds ago."""
+    """Set ``begun_at`` or ``claim_expires_at`` to so many seconds ago."""
     _age(store, "secret_events", event_id, column, seconds)
+
+
+def age_notice(store: Any, notice_id: UUID, column: str, seconds: float) -> None:
+    """Set ``created_at``, ``next_try_at`` or ``lease_until`` to so many seconds ago."""
+    _age(store, "notifications", notice_id, column, seconds)
+
+
+def age_failures(store: Any, connection: Connection, column: str, seconds: float) -> None:
+    """Set ``first_seen`` of a connection's failures, its secrets' too, to so many seconds ago."""
+    if hasattr(store, "age"):
+        for row in store.failures():
+            if row.connection_id == connection.id:
+                store.age(row.id, column, seconds)
+        return
+    statement = f"""UPDATE decrypt_failures SET {column} = now() - make_interval(secs => %(seconds)s)
+        WHERE connection_id = %(id)s"""
+    store._database.run("test", statement, {"seconds": seconds, "id": connection.id})
 
 
 def _age(store: Any, table: str, row_id: UUID, column: str, seconds: float) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     DateTime,
@@ -26,6 +27,7 @@ from sqlalchemy import (
     Uuid,
     text,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import TypeEngine
 
 metadata = MetaData()
@@ -76,7 +78,9 @@ external_ids = Table(
     ForeignKeyConstraint(["workspace_id"], ["workspaces.id"], name="external_ids_workspace_fkey"),
 )
 
-#: BYOK settings. role_arn, external_id and key_arn never change (a trigger holds it)
+#: BYOK settings. role_arn, external_id and key_arn never change (a trigger holds it). ``steps`` are what the last
+#: verification showed, ``flagged_at`` since when the role lets in who must not get in. ``status`` retired: replaced;
+#: ``retired_at``: when its owner retired it for good, which needs that no blob is under it
 byok_connections = Table(
     "byok_connections",
     metadata,
@@ -93,6 +97,10 @@ byok_connections = Table(
     _time("last_probe_at"),
     _time("next_probe_at", required=True, default=True),
     _time("check_ready_at", required=True, default=True),
+    _needed("steps", JSONB, "'[]'"),
+    _time("flagged_at"),
+    _time("next_refusals_at", required=True, default=True),
+    _time("retired_at"),
     PrimaryKeyConstraint("id", name="byok_connections_pkey"),
     UniqueConstraint("workspace_id", "id", name="byok_connections_workspace_key"),
     ForeignKeyConstraint(["workspace_id"], ["workspaces.id"], name="byok_connections_workspace_fkey"),
@@ -106,6 +114,7 @@ byok_connections = Table(
         "status = 'pending' OR (verified_at IS NOT NULL AND canary IS NOT NULL)",
         name="byok_connections_verified_check",
     ),
+    CheckConstraint("retired_at IS NULL OR status = 'retired'", name="byok_connections_retired_check"),
 )
 Index(
     "byok_connections_current_key",
@@ -114,13 +123,26 @@ Index(
     postgresql_where=text("status = 'current'"),
 )
 Index(
+    "byok_connections_refusals_idx",
+    byok_connections.c.next_refusals_at,
+    postgresql_where=text("verified_at IS NOT NULL"),
+)
+Index(
     "byok_connections_probe_idx",
     byok_connections.c.next_probe_at,
     postgresql_where=text("verified_at IS NOT NULL"),
 )
 
+#: when a secret's rotation is due. Immutable by way of UTC: days of a zone with summer time are not
+_DUE = (
+    "timezone('UTC', timezone('UTC', coalesce(rotated_at, created_at))"
+    " + make_interval(days => rtrim(rotation_policy, 'd')::integer))"
+)
+
 #: metadata, and at most one current blob. ``version`` is the blob's (or the tombstone's); ``highest_version`` counts
-#: every accepted event and never goes down; ``fields_version`` is the event's that last set the injection fields
+#: every accepted event and never goes down; ``fields_version`` is the event's that last set the injection fields;
+#: ``policy_version`` is the highest when an owner last set the rotation policy, which older events do not change;
+#: ``due_noticed`` is the due date of its rotation that the owner was last told of
 broker_secrets = Table(
     "broker_secrets",
     metadata,
@@ -145,6 +167,8 @@ broker_secrets = Table(
     _time("checked_at"),
     _time("check_lease_until"),
     _time("deleted_at"),
+    _needed("policy_version", BigInteger, "0"),
+    _time("due_noticed"),
     PrimaryKeyConstraint("id", name="broker_secrets_pkey"),
     UniqueConstraint("workspace_id", "id", name="broker_secrets_workspace_key"),
     UniqueConstraint("workspace_id", "name", name="broker_secrets_name_key"),
@@ -174,6 +198,14 @@ broker_secrets = Table(
         " AND (target_host IS NULL) = (injection_kind = 'stdio_env')"
         " AND (binding_key IS NULL) = (injection_kind = 'bearer') END",
         name="broker_secrets_injection_check",
+    ),
+    CheckConstraint("rotation_policy ~ '^[1-9][0-9]{0,3}d$'", name="broker_secrets_policy_check"),
+    Index(
+        "broker_secrets_due_idx",
+        text(f"({_DUE})"),
+        postgresql_where=text(
+            f"rotation_policy IS NOT NULL AND deleted_at IS NULL AND due_noticed IS DISTINCT FROM {_DUE}"
+        ),
     ),
 )
 Index("broker_secrets_server_idx", broker_secrets.c.workspace_id, broker_secrets.c.mcp_server_id)
@@ -234,10 +266,17 @@ secret_events = Table(
     CheckConstraint("(state IN ('accepted', 'refused')) = (ended_at IS NULL)", name="secret_events_ended_check"),
 )
 Index("secret_events_secret_idx", secret_events.c.workspace_id, secret_events.c.secret_id, secret_events.c.version)
+Index(
+    "secret_events_waiting_idx",
+    secret_events.c.workspace_id,
+    secret_events.c.secret_id,
+    postgresql_where=text("ended_at IS NULL"),
+)
 Index("secret_events_ring_idx", secret_events.c.ring_at, postgresql_where=text("ended_at IS NULL"))
 Index("secret_events_expiry_idx", secret_events.c.claim_expires_at, postgresql_where=text("ended_at IS NULL"))
 
-#: keys that could not be used; open (``ended_at`` NULL) at most once for each connection and secret-or-none
+#: keys that could not be used; open (``ended_at`` NULL) at most once for each connection and secret-or-none.
+#: ``announced_at``: when its owner was told; only of a connection's own
 decrypt_failures = Table(
     "decrypt_failures",
     metadata,
@@ -252,6 +291,7 @@ decrypt_failures = Table(
     _time("first_seen", required=True, default=True),
     _time("last_seen", required=True, default=True),
     _time("ended_at"),
+    _time("announced_at"),
     PrimaryKeyConstraint("id", name="decrypt_failures_pkey"),
     ForeignKeyConstraint(
         ["workspace_id", "connection_id"],
@@ -290,6 +330,185 @@ Index(
     "decrypt_failures_turned_idx",
     decrypt_failures.c.first_seen,
     postgresql_where=text("secret_id IS NULL"),
+)
+
+#: the outbox: what owners are to be told, written together with what it tells of, and at most once for each ``cause``.
+#: No foreign keys: checking one locks a secret, and who ends an event would lock in the wrong order
+notifications = Table(
+    "notifications",
+    metadata,
+    _needed("id", Uuid),
+    _needed("workspace_id", Text),
+    _needed("type", Text),
+    _needed("cause", Text),
+    Column("connection_id", Uuid),
+    Column("secret_id", Uuid),
+    _needed("payload", JSONB),
+    _time("created_at", required=True, default=True),
+    _time("next_try_at", required=True, default=True),
+    _needed("attempts", Integer, "0"),
+    _time("lease_until"),
+    _time("delivered_at"),
+    _time("given_up_at"),
+    PrimaryKeyConstraint("id", name="notifications_pkey"),
+    UniqueConstraint("workspace_id", "type", "cause", name="notifications_once_key"),
+    CheckConstraint(
+        "type IN ('byok.connection_failing', 'byok.connection_recovered', 'broker_secret.needs_reprovision',"
+        " 'broker_secret.rotation_due')",
+        name="notifications_type_check",
+    ),
+    CheckConstraint("num_nonnulls(connection_id, secret_id) = 1", name="notifications_subject_check"),
+    CheckConstraint("delivered_at IS NULL OR given_up_at IS NULL", name="notifications_end_check"),
+)
+Index(
+    "notifications_due_idx",
+    notifications.c.next_try_at,
+    postgresql_where=text("delivered_at IS NULL AND given_up_at IS NULL"),
+)
+Index(
+    "notifications_age_idx",
+    notifications.c.created_at,
+    postgresql_where=text("delivered_at IS NULL AND given_up_at IS NULL"),
+)
+
+#: lockout proofs: at most one runs in a workspace. ``document`` is the signed one, written once at the end
+lockout_proofs = Table(
+    "lockout_proofs",
+    metadata,
+    _needed("id", Uuid),
+    _needed("workspace_id", Text),
+    _needed("connection_id", Uuid),
+    _needed("asked_by", Text),
+    _time("started_at", required=True, default=True),
+    _time("ended_at"),
+    Column("is_locked_out", Boolean),
+    Column("document", Text),
+    PrimaryKeyConstraint("id", name="lockout_proofs_pkey"),
+    UniqueConstraint("workspace_id", "id", name="lockout_proofs_workspace_key"),
+    ForeignKeyConstraint(
+        ["workspace_id", "connection_id"],
+        ["byok_connections.workspace_id", "byok_connections.id"],
+        name="lockout_proofs_connection_fkey",
+    ),
+    CheckConstraint("num_nonnulls(ended_at, is_locked_out, document) IN (0, 3)", name="lockout_proofs_ended_check"),
+)
+Index(
+    "lockout_proofs_running_key",
+    lockout_proofs.c.workspace_id,
+    unique=True,
+    postgresql_where=text("ended_at IS NULL"),
+)
+Index("lockout_proofs_newest_idx", lockout_proofs.c.workspace_id, lockout_proofs.c.started_at)
+
+#: the secrets of a proof. ``attempts`` counts every claim, and is what a claim is settled by; ``asks`` are the calls
+lockout_proof_items = Table(
+    "lockout_proof_items",
+    metadata,
+    _needed("proof_id", Uuid),
+    _needed("workspace_id", Text),
+    _needed("secret_id", Uuid),
+    _needed("name", Text),
+    _needed("version", BigInteger),
+    Column("outcome", Text),
+    _needed("note", Text, "''"),
+    _time("settled_at"),
+    _needed("attempts", Integer, "0"),
+    _time("due_at", required=True, default=True),
+    _time("lease_until"),
+    _needed("asks", JSONB, "'[]'"),
+    PrimaryKeyConstraint("proof_id", "secret_id", name="lockout_proof_items_pkey"),
+    ForeignKeyConstraint(
+        ["workspace_id", "proof_id"],
+        ["lockout_proofs.workspace_id", "lockout_proofs.id"],
+        name="lockout_proof_items_proof_fkey",
+    ),
+    ForeignKeyConstraint(
+        ["workspace_id", "secret_id"],
+        ["broker_secrets.workspace_id", "broker_secrets.id"],
+        name="lockout_proof_items_secret_fkey",
+    ),
+    CheckConstraint(
+        "outcome IN ('locked_out', 'still_decrypts', 'not_shown', 'moved', 'deleted')",
+        name="lockout_proof_items_outcome_check",
+    ),
+    CheckConstraint("(outcome IS NULL) = (settled_at IS NULL)", name="lockout_proof_items_settled_check"),
+)
+Index(
+    "lockout_proof_items_due_idx",
+    lockout_proof_items.c.proof_id,
+    lockout_proof_items.c.due_at,
+    postgresql_where=text("outcome IS NULL"),
+)
+Index("lockout_proof_items_name_idx", lockout_proof_items.c.proof_id, lockout_proof_items.c.name)
+
+#: re-encryptions: at most one runs in a workspace. No ``from_connection_id``: from every older connection.
+#: ``stopped_by``: why it ended before all was done
+reencryptions = Table(
+    "reencryptions",
+    metadata,
+    _needed("id", Uuid),
+    _needed("workspace_id", Text),
+    Column("from_connection_id", Uuid),
+    _time("started_at", required=True, default=True),
+    _time("ended_at"),
+    Column("stopped_by", Text),
+    PrimaryKeyConstraint("id", name="reencryptions_pkey"),
+    UniqueConstraint("workspace_id", "id", name="reencryptions_workspace_key"),
+    ForeignKeyConstraint(["workspace_id"], ["workspaces.id"], name="reencryptions_workspace_fkey"),
+    ForeignKeyConstraint(
+        ["workspace_id", "from_connection_id"],
+        ["byok_connections.workspace_id", "byok_connections.id"],
+        name="reencryptions_connection_fkey",
+    ),
+    CheckConstraint("stopped_by IS NULL OR ended_at IS NOT NULL", name="reencryptions_stopped_check"),
+)
+Index(
+    "reencryptions_running_key",
+    reencryptions.c.workspace_id,
+    unique=True,
+    postgresql_where=text("ended_at IS NULL"),
+)
+Index("reencryptions_newest_idx", reencryptions.c.workspace_id, reencryptions.c.started_at)
+
+#: the secrets of a re-encryption, each with the connection that it was under. A claim moves ``due_at`` to the end of
+#: its lease; ``attempts`` counts every claim, and is what a claim is settled by
+reencryption_items = Table(
+    "reencryption_items",
+    metadata,
+    _needed("reencryption_id", Uuid),
+    _needed("workspace_id", Text),
+    _needed("secret_id", Uuid),
+    _needed("connection_id", Uuid),
+    Column("outcome", Text),
+    Column("state", Text),
+    Column("aws_code", Text),
+    _time("settled_at"),
+    _needed("attempts", Integer, "0"),
+    _time("due_at", required=True, default=True),
+    PrimaryKeyConstraint("reencryption_id", "secret_id", name="reencryption_items_pkey"),
+    ForeignKeyConstraint(
+        ["workspace_id", "reencryption_id"],
+        ["reencryptions.workspace_id", "reencryptions.id"],
+        name="reencryption_items_reencryption_fkey",
+    ),
+    ForeignKeyConstraint(
+        ["workspace_id", "secret_id"],
+        ["broker_secrets.workspace_id", "broker_secrets.id"],
+        name="reencryption_items_secret_fkey",
+    ),
+    ForeignKeyConstraint(
+        ["workspace_id", "connection_id"],
+        ["byok_connections.workspace_id", "byok_connections.id"],
+        name="reencryption_items_connection_fkey",
+    ),
+    CheckConstraint("outcome IN ('moved', 'denied', 'overtaken', 'failed')", name="reencryption_items_outcome_check"),
+    CheckConstraint("(outcome IS NULL) = (settled_at IS NULL)", name="reencryption_items_settled_check"),
+)
+Index(
+    "reencryption_items_due_idx",
+    reencryption_items.c.reencryption_id,
+    reencryption_items.c.due_at,
+    postgresql_where=text("outcome IS NULL"),
 )
 
 #: every use of a value or key: the intent is the row, the outcome fills it. No foreign keys: an audit row outlives all

@@ -8,9 +8,12 @@ from uuid import uuid4
 
 import pytest
 
-from broker_core.errors import Conflict, NotFound
-from broker_core.model import CipherName, Connection, EventState
-from tests.store_setup import CANARY, OK, begun, blob_for, connected, draft, failure, new_connection, stored
+from broker_core.errors import Conflict, KeyState, NotFound
+from broker_core.model import CipherName, Connection, ConnectionStatus, EventState
+from tests.store_setup import CANARY, OK, STEPS, begun, blob_for, connected, draft, failure, new_connection, stored
+
+#: what is asked of a workspace by its id alone
+QUESTIONS = ["setting", "plan_of", "affected", "connections", "delete_workspace", "disconnect"]
 
 
 class TestWorkspaces:
@@ -33,13 +36,13 @@ class TestWorkspaces:
         store.put_workspace(workspace, "free")
         assert store.setting(workspace).connection == connection
 
-    @pytest.mark.parametrize("question", ["setting", "plan_of", "affected", "delete_workspace", "disconnect"])
+    @pytest.mark.parametrize("question", QUESTIONS)
     def test_an_unknown_workspace_is_not_found(self, store: Any, question: str) -> None:
         """Every question about a workspace that does not exist is NotFound."""
         with pytest.raises(NotFound):
             getattr(store, question)(f"ws_{uuid4().hex}")
 
-    @pytest.mark.parametrize("question", ["setting", "plan_of", "affected", "delete_workspace", "disconnect"])
+    @pytest.mark.parametrize("question", QUESTIONS)
     def test_a_deleted_workspace_is_not_found(self, store: Any, workspace: str, question: str) -> None:
         """A tombstone answers like nothing at all."""
         store.delete_workspace(workspace)
@@ -248,3 +251,120 @@ class TestAffected:
         connection: Connection = connected(store, workspace)
         store.open_failure(failure(connection))
         assert store.affected(neighbour).connections == []
+
+
+class TestVerifications:
+    """What a verification leaves with its connection, and what owners see of it."""
+
+    def test_a_pending_connection_is_shown_as_it_is(self, store: Any, workspace: str) -> None:
+        """All that it says, unverified, with no steps yet."""
+        connection = new_connection(workspace)
+        store.add_pending(connection)
+        (view,) = store.connections(workspace)
+        assert (view.id, view.role_arn, view.key_arn) == (connection.id, connection.role_arn, connection.key_arn)
+        assert (view.external_id, view.region) == (connection.external_id, "eu-west-1")
+        assert (view.status, view.health, view.health_since) == (ConnectionStatus.PENDING, "unverified", None)
+        assert (view.verified_at, list(view.steps)) == (None, [])
+
+    def test_steps_that_failed_stay_with_it(self, store: Any, workspace: str) -> None:
+        """Every field of every step, in order; it is not verified by them."""
+        connection = new_connection(workspace)
+        store.add_pending(connection)
+        store.note_verification(connection, STEPS, passed=False, flag=None)
+        (view,) = store.connections(workspace)
+        assert (list(view.steps), view.verified_at, view.status) == (list(STEPS), None, ConnectionStatus.PENDING)
+
+    def test_steps_that_passed_come_with_being_current(self, store: Any, workspace: str) -> None:
+        """In the one transaction that enables it."""
+        connection = new_connection(workspace)
+        store.add_pending(connection)
+        assert store.make_current(connection, CANARY, 0, STEPS)
+        (view,) = store.connections(workspace)
+        assert (view.status, view.health, list(view.steps)) == (ConnectionStatus.CURRENT, "healthy", list(STEPS))
+        assert view.verified_at is not None
+
+    def test_a_newer_attempt_takes_a_pending_ones_place(self, store: Any, workspace: str) -> None:
+        """The older one is gone, and cannot be made current any more."""
+        first, second = new_connection(workspace), new_connection(workspace)
+        store.add_pending(first)
+        store.add_pending(second)
+        assert [view.id for view in store.connections(workspace)] == [second.id]
+        assert not store.make_current(first, CANARY, 0)
+        store.note_verification(first, STEPS, passed=False, flag=True)
+        assert [view.id for view in store.connections(workspace)] == [second.id]
+
+    def test_a_neighbours_pending_one_stays(self, store: Any, workspace: str, neighbour: str) -> None:
+        """An attempt takes the place of the workspace's own only."""
+        theirs = new_connection(neighbour)
+        store.add_pending(theirs)
+        store.add_pending(new_connection(workspace))
+        assert [view.id for view in store.connections(neighbour)] == [theirs.id]
+
+    def test_a_current_one_is_not_made_current_again(self, store: Any, workspace: str) -> None:
+        """Only what is pending can be enabled."""
+        connection = connected(store, workspace)
+        assert not store.make_current(connection, CANARY, store.setting(workspace).version)
+
+    def test_the_current_one_is_first_and_the_oldest_last(self, store: Any, workspace: str) -> None:
+        """Then the pending one, then what is retired, newest first."""
+        first, second, third = (connected(store, workspace) for _ in range(3))
+        pending = new_connection(workspace)
+        store.add_pending(pending)
+        assert [view.id for view in store.connections(workspace)] == [third.id, pending.id, second.id, first.id]
+
+    def test_verifying_again_moves_the_time_only_if_it_passed(self, store: Any, workspace: str) -> None:
+        """When it was last passed stays what it was; the steps are the last ones."""
+        connection = connected(store, workspace)
+        (before,) = store.connections(workspace)
+        store.note_verification(connection, STEPS, passed=False, flag=None)
+        (failed,) = store.connections(workspace)
+        store.note_verification(connection, (), passed=True, flag=False)
+        (passed,) = store.connections(workspace)
+        assert (failed.verified_at, list(failed.steps)) == (before.verified_at, list(STEPS))
+        assert (passed.verified_at > before.verified_at, list(passed.steps)) == (True, [])
+
+    def test_a_flag_keeps_its_time_until_it_goes(self, store: Any, workspace: str) -> None:
+        """Raised twice it is as old as the first; not having learnt anything leaves it."""
+        connection = connected(store, workspace)
+        seen = []
+        for flag in (True, True, None, False):
+            store.note_verification(connection, STEPS, passed=False, flag=flag)
+            (view,) = store.connections(workspace)
+            seen.append((view.health, view.health_since))
+        assert seen[0][0] == "flagged"
+        assert seen[0][1] is not None
+        assert seen == [seen[0], seen[0], seen[0], ("healthy", None)]
+
+    def test_an_open_failure_comes_before_a_flag(self, store: Any, workspace: str) -> None:
+        """Its state, and since when; once it is closed the flag is seen again."""
+        connection = connected(store, workspace)
+        store.note_verification(connection, STEPS, passed=False, flag=True)
+        store.open_failure(failure(connection, state=KeyState.KEY_DISABLED))
+        (failing,) = store.connections(workspace)
+        store.close_failure(workspace, connection.id, None)
+        (flagged,) = store.connections(workspace)
+        assert (failing.health, flagged.health) == ("key_disabled", "flagged")
+        assert failing.health_since is not None
+
+    def test_a_secrets_own_failure_is_not_the_connections(self, store: Any, workspace: str) -> None:
+        """It is listed with the secret."""
+        connection = connected(store, workspace)
+        store.open_failure(failure(connection, stored(store, workspace)))
+        assert store.connections(workspace)[0].health == "healthy"
+
+    def test_only_the_workspaces_own_are_shown(self, store: Any, workspace: str, neighbour: str) -> None:
+        """INV-10."""
+        connected(store, neighbour)
+        assert list(store.connections(workspace)) == []
+
+    def test_another_workspaces_connection_is_not_noted(self, store: Any, workspace: str, neighbour: str) -> None:
+        """INV-10: a connection is known together with its workspace only."""
+        theirs = connected(store, neighbour)
+        forged = Connection(theirs.id, workspace, theirs.role_arn, theirs.external_id, theirs.key_arn)
+        store.note_verification(forged, STEPS, passed=False, flag=True)
+        assert store.connections(neighbour)[0].health == "healthy"
+
+    def test_an_external_id_is_not_shown_by_accident(self, store: Any, workspace: str) -> None:
+        """Printing a view does not show it."""
+        connection = connected(store, workspace)
+        assert connection.external_id not in repr(store.connections(workspace))

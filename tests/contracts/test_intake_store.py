@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from broker_core.audit import Outcome, Result
-from broker_core.errors import Conflict, NotFound
+from broker_core.errors import Conflict, NotFound, RateLimited
 from broker_core.injection import Injection, Kind
 from broker_core.model import Blob, CipherName, Connection, EventState, EventType
 from tests.store_setup import BEARER, OK, age_event, begun, draft
@@ -84,6 +84,24 @@ class TestAccept:
             store.accept(draft(workspace, version=None, must_be_new=True))
         assert caught.value.reason == "name_taken"
 
+    def test_what_must_exist(self, store: Any, workspace: str) -> None:
+        """A name never used, or deleted, is NotFound, and is not brought to life."""
+        with pytest.raises(NotFound):
+            store.accept(draft(workspace, version=None, must_exist=True))
+        store.accept(draft(workspace))
+        assert store.accept(draft(workspace, version=None, must_exist=True)).event.version == 2
+        store.accept(draft(workspace, type=EventType.DELETED, version=None, must_exist=True))
+        for kind in (EventType.ROTATED, EventType.DELETED):
+            with pytest.raises(NotFound):
+                store.accept(draft(workspace, type=kind, version=None, must_exist=True))
+        assert store.secrets(workspace) == []
+
+    def test_an_exclusive_event_is_accepted_as_any(self, store: Any, workspace: str) -> None:
+        """Nobody else is accepting it: once, then as a repeat."""
+        first = store.accept(draft(workspace, event_id="same", is_exclusive=True))
+        again = store.accept(draft(workspace, event_id="same", is_exclusive=True))
+        assert (first.is_new, again.is_new) == (True, False)
+
     def test_names_of_two_workspaces_do_not_meet(self, store: Any, workspace: str, neighbour: str) -> None:
         """Each workspace has its own names and versions."""
         assert store.accept(draft(workspace)).is_new
@@ -94,6 +112,46 @@ class TestAccept:
         accepted = store.accept(draft(workspace))
         with pytest.raises(NotFound):
             store.event(neighbour, accepted.event.id)
+
+
+class TestMostWaiting:
+    """A workspace's values that wait."""
+
+    def fill(self, store: Any, workspace: str) -> None:
+        """Two of them."""
+        for number in (1, 2):
+            store.accept(draft(workspace, version=number, event_id=f"waits-{number}"))
+
+    def test_one_more_is_refused(self, store: Any, workspace: str) -> None:
+        """With the seconds to wait; nothing of it is kept."""
+        self.fill(store, workspace)
+        with pytest.raises(RateLimited) as caught:
+            store.accept(draft(workspace, name="another", version=3, most_waiting=2))
+        assert caught.value.retry_after >= 1
+        assert [view.name for view in store.secrets(workspace)] == ["github"]
+
+    def test_what_has_ended_does_not_wait(self, store: Any, workspace: str) -> None:
+        """An end makes room."""
+        self.fill(store, workspace)
+        event = store.accept(draft(workspace, event_id="waits-1")).event
+        store.discard(workspace, event.id)
+        assert store.accept(draft(workspace, version=3, most_waiting=2)).is_new
+
+    def test_a_repeat_is_answered(self, store: Any, workspace: str) -> None:
+        """It brings nothing new."""
+        self.fill(store, workspace)
+        assert not store.accept(draft(workspace, event_id="waits-2", most_waiting=2)).is_new
+
+    def test_a_deletion_is_accepted(self, store: Any, workspace: str) -> None:
+        """It has no value, and makes room."""
+        self.fill(store, workspace)
+        store.accept(draft(workspace, type=EventType.DELETED, version=3, most_waiting=2))
+        assert store.accept(draft(workspace, version=4, most_waiting=2)).is_new
+
+    def test_a_neighbours_do_not_count(self, store: Any, workspace: str, neighbour: str) -> None:
+        """Each workspace has its own room."""
+        self.fill(store, workspace)
+        assert store.accept(draft(neighbour, most_waiting=1)).is_new
 
 
 class TestDelete:

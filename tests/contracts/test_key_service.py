@@ -10,9 +10,11 @@ from uuid import UUID, uuid4
 import pytest
 
 from broker_core.context import for_canary, for_secret
-from broker_core.dev.aws import AwsDouble, Fault
+from broker_core.dev.aws import AwsDouble, CustomerAccount, Fault
+from broker_core.dev.aws.account import document, statement
 from broker_core.errors import Denied, Integrity, KeyServiceError, KeyState, Transient
 from broker_core.model import Blob, CipherName, Connection, Purpose
+from broker_core.policies import Extra
 from broker_core.ports import KeyService, KeyUse, Opened
 from broker_core.secret import Plaintext
 from tests.aws_setup import BrokerSide
@@ -28,6 +30,8 @@ class Stage:
     service: KeyService
     ours: Connection
     other: Connection
+    let_anybody_in: Callable[[], None]
+    allow: Callable[[Extra], None]
     revoke: Callable[[], None]
     break_down: Callable[[], None]
 
@@ -160,6 +164,48 @@ class KeyServiceContract:
             stage.service.decrypt(stage.use(), blob, SECONDS)
         assert caught.value.state is KeyState.TRANSIENT
 
+    @pytest.mark.parametrize(
+        ("external_id", "is_allowed"),
+        [("own", True), (None, False), ("a-wrong-external-id", False)],
+        ids=["own", "without", "wrong"],
+    )
+    def test_only_its_external_id_opens_a_role(self, stage: Stage, external_id: str | None, is_allowed: bool) -> None:
+        """A refusal is an answer, with AWS's code and the request's id, and no error."""
+        asked = stage.ours.external_id if external_id == "own" else external_id
+        use = stage.use(Purpose.VERIFY)
+        permit = stage.service.may_assume(use, asked, SECONDS)
+        assert (permit.is_allowed, permit.aws_code) == (is_allowed, "" if is_allowed else "AccessDenied")
+        assert permit.receipt.session_name == f"axiorank-verify-{use.audit_id}"
+        assert permit.receipt.assume_request_id
+        assert permit.receipt.kms_request_id is None
+
+    @pytest.mark.parametrize("external_id", [None, "a-wrong-external-id"], ids=["without", "wrong"])
+    def test_a_role_that_takes_anybody_shows_it(self, stage: Stage, external_id: str | None) -> None:
+        """Accepted is what it says."""
+        stage.let_anybody_in()
+        assert stage.service.may_assume(stage.use(Purpose.VERIFY), external_id, SECONDS).is_allowed
+
+    @pytest.mark.parametrize("extra", list(Extra))
+    def test_a_key_as_promised_permits_no_more(self, stage: Stage, extra: Extra) -> None:
+        """Denied by the customer's side, which is an answer and no error."""
+        permit = stage.service.permits(stage.use(Purpose.VERIFY), extra, SECONDS)
+        assert (permit.is_allowed, permit.aws_code) == (False, "AccessDeniedException")
+        assert permit.receipt.session_name
+        assert permit.receipt.kms_request_id
+
+    @pytest.mark.parametrize("extra", list(Extra))
+    def test_what_a_key_permits_beyond_is_seen(self, stage: Stage, extra: Extra) -> None:
+        """Each for itself: allowing one shows one."""
+        stage.allow(extra)
+        permitted = [one for one in Extra if stage.service.permits(stage.use(Purpose.VERIFY), one, SECONDS).is_allowed]
+        assert permitted == [extra]
+
+    def test_a_broken_service_is_transient_for_these_too(self, stage: Stage) -> None:
+        """Not knowing is no answer."""
+        stage.break_down()
+        with pytest.raises(Transient):
+            stage.service.permits(stage.use(Purpose.VERIFY), Extra.CREATE_GRANT, SECONDS)
+
     def test_errors_say_no_value(self, stage: Stage) -> None:
         """INV-1, for what both implementations raise."""
         stage.revoke()
@@ -187,6 +233,8 @@ class TestFake(KeyServiceContract):
             service,
             ours,
             other,
+            let_anybody_in=lambda: setattr(service, "lets_in", lambda external_id: True),
+            allow=service.allowed.add,
             revoke=lambda: service.fail(denied, ours),
             break_down=lambda: service.fail(Transient("away"), ours),
         )
@@ -200,6 +248,10 @@ class TestAws(KeyServiceContract):
             side.key_service(),
             ours.connection,
             other.connection,
+            let_anybody_in=lambda: _trust_anybody(ours.account, side.account_id),
+            allow=lambda extra: ours.account.put_key_policy(
+                ours.account.key_policy({**ours.account.use_statement(), "Sid": "More", "Action": extra.value})
+            ),
             revoke=ours.account.remove_role_from_key_policy,
             break_down=lambda: _break_down(aws, ours.connection.key_arn),
         )
@@ -210,6 +262,11 @@ class TestAws(KeyServiceContract):
 def side(aws: AwsDouble) -> BrokerSide:
     """One account of ours for the module: making its clients takes longer than a test."""
     return BrokerSide(aws)
+
+
+def _trust_anybody(account: CustomerAccount, principal: str) -> None:
+    trust = statement("Allow", "sts:AssumeRole", Principal={"AWS": principal})
+    account.account.update_trust(account.role_name, document(trust))
 
 
 def _break_down(aws: AwsDouble, key_arn: str) -> None:

@@ -13,13 +13,14 @@ import pytest
 
 from broker_core.audit import Outcome, Result
 from broker_core.errors import BrokerError, KeyState
-from broker_core.model import Connection, FoundBy, Purpose, SecretStatus
+from broker_core.model import Connection, FoundBy, Purpose, SecretStatus, StepOutcome, StepResult
 from broker_core.ports import DueCheck
 from tests.fakes_store import FakeStore
 from tests.store_setup import (
     CANARY,
     DENIED,
     OK,
+    STEPS,
     age_connection,
     age_secret,
     connected,
@@ -496,3 +497,82 @@ class TestTurnedShare:
         store.open_failure(failure(connected(store, workspace)))
         store.disconnect(workspace)
         assert store.turned_share(600) == (0, 0)
+
+
+class TestRefusals:
+    """When a role is to show again that it refuses others, and what it showed."""
+
+    def due(self, store: Any, connection: Connection) -> list[Connection]:
+        """What is claimed of this test's own."""
+        return [one for one in store.due_refusals(1000, 3600) if one.workspace_id == connection.workspace_id]
+
+    def test_not_right_after_connecting(self, store: Any, workspace: str) -> None:
+        """It has just been verified."""
+        assert self.due(store, connected(store, workspace)) == []
+
+    def test_once_for_each_time(self, store: Any, workspace: str) -> None:
+        """What one sweeper claimed no other gets, until its claim is over."""
+        connection = connected(store, workspace)
+        age_connection(store, connection, "next_refusals_at", 1)
+        assert (self.due(store, connection), self.due(store, connection)) == ([connection], [])
+
+    def test_two_at_once_do_not_double(self, store: Any, workspace: str) -> None:
+        """Of two sweepers one gets it."""
+        connection = connected(store, workspace)
+        age_connection(store, connection, "next_refusals_at", 1)
+        with ThreadPoolExecutor(2) as pool:
+            got = list(pool.map(lambda _: self.due(store, connection), range(2)))
+        assert sorted(len(one) for one in got) == [0, 1]
+
+    def test_a_pending_one_is_never_due(self, store: Any, workspace: str) -> None:
+        """It encrypts nothing."""
+        connection = new_connection(workspace)
+        store.add_pending(connection)
+        age_connection(store, connection, "next_refusals_at", 86_400)
+        assert self.due(store, connection) == []
+
+    @pytest.mark.parametrize("has_blobs", [True, False])
+    def test_a_retired_one_is_due_while_blobs_need_it(self, store: Any, workspace: str, has_blobs: bool) -> None:
+        """A replaced role that protects nothing is nobody's trouble."""
+        old = connected(store, workspace)
+        if has_blobs:
+            stored(store, workspace)
+        connected(store, workspace)
+        age_connection(store, old, "next_refusals_at", 1)
+        assert self.due(store, old) == ([old] if has_blobs else [])
+
+    def test_the_result_takes_the_place_of_the_last_one(self, store: Any, workspace: str) -> None:
+        """Steps of the same name change, the others stay, all in their order; a new one comes last."""
+        connection = new_connection(workspace)
+        store.add_pending(connection)
+        store.make_current(connection, CANARY, 0, STEPS)
+        now = (StepResult("two", StepOutcome.OK, "", "request-9"), StepResult("four", StepOutcome.OK))
+        store.end_refusals(connection, now, False, 86_400)
+        assert list(store.connections(workspace)[0].steps) == [STEPS[0], now[0], STEPS[2], now[1]]
+
+    def test_the_flag_is_raised_once_and_lowered(self, store: Any, workspace: str) -> None:
+        """Since when is the first time's."""
+        connection = connected(store, workspace)
+        seen = []
+        for is_flagged in (True, True, False):
+            store.end_refusals(connection, STEPS, is_flagged, 86_400)
+            view = store.connections(workspace)[0]
+            seen.append((view.health, view.health_since))
+        assert seen[0] == seen[1]
+        assert [health for health, _ in seen] == ["flagged", "flagged", "healthy"]
+
+    def test_a_flag_affects_nobody(self, store: Any, workspace: str) -> None:
+        """INV-8: it is no failure."""
+        connection = connected(store, workspace)
+        stored(store, workspace)
+        store.end_refusals(connection, STEPS, True, 86_400)
+        affected = store.affected(workspace)
+        assert (list(affected.connections), list(affected.secrets)) == ([], [])
+
+    def test_it_is_due_again_after_its_time(self, store: Any, workspace: str) -> None:
+        """A result sets the next time, whatever the claim had set."""
+        connection = connected(store, workspace)
+        age_connection(store, connection, "next_refusals_at", 1)
+        self.due(store, connection)
+        store.end_refusals(connection, STEPS, False, -10)
+        assert self.due(store, connection) == [connection]

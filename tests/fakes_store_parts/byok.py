@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from broker_core.errors import Conflict
-from broker_core.model import Blob, Connection, ConnectionStatus, EventState, Plan, Setting
-from broker_core.ports import Affected, AffectedConnection, AffectedSecret
+from broker_core.model import Blob, Connection, ConnectionStatus, EventState, Plan, Setting, StepResult
+from broker_core.ports import Affected, AffectedConnection, AffectedSecret, ConnectionView
 from tests.fakes_store_parts.rows import ConnectionRow, FailureRow, Rows, SecretRow, WorkspaceRow
 
 _FIRST_PROBE = timedelta(minutes=1)  # it was asked a moment ago, to be verified
+_FIRST_REFUSALS = timedelta(days=1)
+_ORDER = [ConnectionStatus.CURRENT, ConnectionStatus.PENDING, ConnectionStatus.RETIRED]
 
 
 class ByokRoom(Rows):
@@ -55,17 +57,47 @@ class ByokRoom(Rows):
             if owner != connection.workspace_id:
                 raise Conflict("this external id cannot be used; choose another")
             self._external_ids[connection.external_id] = owner
-            self._connections[connection.id] = ConnectionRow(connection, next_probe_at=now, check_ready_at=now)
+            for row in self._of(connection.workspace_id):
+                if row.status is ConnectionStatus.PENDING:
+                    del self._connections[row.connection.id]
+            self._connections[connection.id] = ConnectionRow(connection, now, next_probe_at=now, check_ready_at=now)
 
-    def make_current(self, connection: Connection, canary: Blob, setting_version: int) -> bool:
+    def make_current(
+        self, connection: Connection, canary: Blob, setting_version: int, steps: Sequence[StepResult] = ()
+    ) -> bool:
         with self._transaction() as now:
             workspace = self._workspaces.get(connection.workspace_id)
             if workspace is None or workspace.deleted_at or workspace.setting_version != setting_version:
                 return False
-            row = self._connections[connection.id]
+            row = self._connection(connection.workspace_id, connection.id)
+            if row is None or row.status is not ConnectionStatus.PENDING:
+                return False
             self._follow(workspace, row)
             row.canary, row.verified_at, row.next_probe_at = canary, now, now + _FIRST_PROBE
+            row.steps, row.next_refusals_at = tuple(steps), now + _FIRST_REFUSALS
             return True
+
+    def note_verification(
+        self, connection: Connection, steps: Sequence[StepResult], *, passed: bool, flag: bool | None
+    ) -> None:
+        with self._transaction() as now:
+            row = self._connection(connection.workspace_id, connection.id)
+            if row is None:
+                return
+            row.steps = tuple(steps)
+            row.verified_at = now if passed else row.verified_at
+            if flag is not None:
+                row.flagged_at = (row.flagged_at or now) if flag else None
+
+    def connections(self, workspace_id: str) -> Sequence[ConnectionView]:
+        with self._transaction():
+            self._workspace(workspace_id)
+            newest_first = sorted(
+                self._of(workspace_id), key=lambda row: (row.created_at, row.connection.id), reverse=True
+            )
+            return [
+                self._connection_view(row) for row in sorted(newest_first, key=lambda row: _ORDER.index(row.status))
+            ]
 
     def disconnect(self, workspace_id: str) -> None:
         with self._transaction():
@@ -84,6 +116,37 @@ class ByokRoom(Rows):
             connections = [self._affected_connection(row, stored) for row in blamed]
             own = [self._affected_secret(row) for row in stored]
             return Affected([one for one in connections if one], [one for one in own if one])
+
+    def _of(self, workspace_id: str) -> list[ConnectionRow]:
+        return [row for row in self._connections.values() if row.connection.workspace_id == workspace_id]
+
+    def _connection_view(self, row: ConnectionRow) -> ConnectionView:
+        connection = row.connection
+        health, since = self._health(row)
+        return ConnectionView(
+            id=connection.id,
+            status=row.status,
+            role_arn=connection.role_arn,
+            key_arn=connection.key_arn,
+            region=connection.region,
+            external_id=connection.external_id,
+            created_at=row.created_at,
+            verified_at=row.verified_at,
+            health=health,
+            health_since=since,
+            steps=list(row.steps),
+            needed_by=sum(secret.connection_id == connection.id for secret in self._secrets.values()),
+            waiting=len(self._waiting(connection.workspace_id)) if row.status is ConnectionStatus.CURRENT else 0,
+            retired_at=row.retired_at,
+        )
+
+    def _health(self, row: ConnectionRow) -> tuple[str, datetime | None]:
+        if row.status is ConnectionStatus.PENDING:
+            return "unverified", None
+        failure = self._open_row(row.connection.workspace_id, row.connection.id, None)
+        if failure is not None:
+            return failure.state.value, failure.first_seen
+        return ("flagged", row.flagged_at) if row.flagged_at else ("healthy", None)
 
     def _follow(self, workspace: WorkspaceRow, row: ConnectionRow | None) -> None:
         """Make a connection, or none, what encrypts next; every change counts the setting's version up."""

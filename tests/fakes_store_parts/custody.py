@@ -52,7 +52,8 @@ class CustodyRoom(Rows):
             state = EventState.SUPERSEDED
             if secret.version < row.version:
                 self._put_blob(secret, row.version, blob, attempt, now)
-                secret.rotation_policy = row.rotation_policy or secret.rotation_policy
+                if row.version > secret.policy_version:
+                    secret.rotation_policy = row.rotation_policy or secret.rotation_policy
                 state = EventState.STORED
             _fill_fields(secret, row)
             row.finish(state, None, now)
@@ -69,6 +70,7 @@ class CustodyRoom(Rows):
             if state is EventState.SUPERSEDED:
                 _fill_fields(self._secrets[row.secret_id], row)
             row.finish(state, reason, now)
+            self._tell_lost([row], now)
 
     def hold(self, attempt: Attempt, state: EventState, result: Result, retry_seconds: float) -> None:
         with self._transaction() as now:
@@ -91,6 +93,7 @@ class CustodyRoom(Rows):
             expired = [row for row in self._events.values() if not row.state.is_end and _is_over(row, now)]
             for row in expired:
                 row.finish(EventState.EXPIRED, "claim_time_over", now)
+            self._tell_lost(expired, now)
             unknown = [
                 use
                 for use in self._uses.values()
@@ -123,7 +126,8 @@ def _fill_fields(secret: SecretRow, row: EventRow) -> None:
     if row.injection is None or row.version <= secret.fields_version or secret.deleted_at is not None:
         return
     secret.injection, secret.fields_version = row.injection, row.version
-    secret.rotation_policy = secret.rotation_policy or row.rotation_policy
+    if row.version > secret.policy_version:
+        secret.rotation_policy = secret.rotation_policy or row.rotation_policy
 
 
 def _intent(audit_id: UUID, row: EventRow, connection_id: UUID | None) -> Intent:

@@ -6,7 +6,7 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from broker_core.errors import Conflict, NotFound
+from broker_core.errors import Conflict, NotFound, RateLimited
 from broker_core.injection import Injection
 from broker_core.model import Event, EventState, EventType
 from broker_core.ports import Accepted, Draft
@@ -29,16 +29,18 @@ class IntakeRoom(Rows):
             if first is not None:
                 return Accepted(first.snapshot(), is_new=False, claim_key=first.claim_key)
             secret = self._secret_named(draft.workspace_id, draft.name)
+            if draft.claim_key is not None and len(self._waiting(draft.workspace_id)) >= draft.most_waiting:
+                raise RateLimited("too many values wait", 30)
             self._refuse_taken(draft, secret)
             if secret is None:
-                secret = SecretRow(self._new_id(), draft.workspace_id, draft.name)
+                secret = SecretRow(self._new_id(), draft.workspace_id, draft.name, created_at=now)
             event = self._event_of(draft, secret, now)
             self._secrets[secret.id], self._events[event.id] = secret, event
             released: tuple[str, ...] = ()
             if draft.type is EventType.DELETED:
                 released = self._delete(event, secret, now)
-            elif event.version > secret.highest_version:
-                secret.deleted_at = None  # the name begins anew, above its tombstone
+            elif event.version > secret.highest_version and secret.deleted_at is not None:
+                secret.created_at, secret.deleted_at = now, None  # the name begins anew, above its tombstone
             secret.highest_version = max(secret.highest_version, event.version)
             return Accepted(event.snapshot(), is_new=True, claim_key=event.claim_key, released_claims=released)
 
@@ -66,6 +68,8 @@ class IntakeRoom(Rows):
         return next((row for row in rows if (row.workspace_id, row.source, row.event_id) == identity), None)
 
     def _refuse_taken(self, draft: Draft, secret: SecretRow | None) -> None:
+        if draft.must_exist and (secret is None or secret.deleted_at is not None):
+            raise NotFound("no such secret")
         if secret is None:
             return
         if draft.must_be_new and secret.deleted_at is None:
@@ -112,6 +116,7 @@ class IntakeRoom(Rows):
 
     def _bury(self, secret: SecretRow, version: int, now: datetime) -> None:
         self._close_own(secret, now)
-        bare = SecretRow(secret.id, secret.workspace_id, secret.name)
-        tomb = replace(bare, version=version, highest_version=version, fields_version=version, deleted_at=now)
+        bare = SecretRow(secret.id, secret.workspace_id, secret.name, secret.created_at)
+        counters = dict.fromkeys(("version", "highest_version", "fields_version", "policy_version"), version)
+        tomb = replace(bare, **counters, deleted_at=now)
         vars(secret).update(vars(tomb))

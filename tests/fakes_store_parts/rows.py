@@ -6,15 +6,19 @@ Methods check first and change rows last, so that a refusal leaves nothing behin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from threading import RLock
-from uuid import UUID
+from typing import Any
+from uuid import UUID, uuid4
+
+from uuid_utils.compat import uuid7
 
 from broker_core.audit import Intent, Result
 from broker_core.errors import AuditUnavailable, KeyState, NotFound, Unavailable
+from broker_core.events import Notice, NoticeType
 from broker_core.injection import Injection
 from broker_core.model import (
     Blob,
@@ -28,8 +32,10 @@ from broker_core.model import (
     SecretFacts,
     SecretStatus,
     Setting,
+    StepResult,
     status_of,
 )
+from broker_core.ports import Ask, MoveOutcome, Proof, ProofOutcome
 
 #: INV-8: these states blame the customer's side; the others make nothing "affected"
 BLAMES_NOBODY = frozenset({KeyState.INTEGRITY, KeyState.MISCONFIGURED, KeyState.TRANSIENT})
@@ -49,12 +55,17 @@ class WorkspaceRow:
 @dataclass
 class ConnectionRow:
     connection: Connection
+    created_at: datetime
     next_probe_at: datetime
     check_ready_at: datetime
     status: ConnectionStatus = ConnectionStatus.PENDING
     canary: Blob | None = None
     verified_at: datetime | None = None
     healed_at: datetime | None = None
+    steps: Sequence[StepResult] = ()
+    flagged_at: datetime | None = None
+    next_refusals_at: datetime | None = None  # None until it is verified
+    retired_at: datetime | None = None
 
 
 @dataclass
@@ -62,6 +73,7 @@ class SecretRow:
     id: UUID
     workspace_id: str
     name: str
+    created_at: datetime  # or when the name began anew
     version: int = 0  # of the blob in place, or of the tombstone
     highest_version: int = 0  # of every accepted event; never goes down
     fields_version: int = 0  # of the event that last set the injection fields
@@ -69,11 +81,13 @@ class SecretRow:
     connection_id: UUID | None = None
     injection: Injection | None = None
     rotation_policy: str | None = None
+    policy_version: int = 0  # the highest when the owner last set the policy
     rotated_at: datetime | None = None
     last_used_at: datetime | None = None
     checked_at: datetime | None = None
     check_lease_until: datetime | None = None
     deleted_at: datetime | None = None
+    due_noticed: datetime | None = None  # the due date of its rotation that the owner was told of
 
 
 @dataclass
@@ -137,10 +151,27 @@ class FailureRow:
     first_seen: datetime
     last_seen: datetime
     ended_at: datetime | None = None
+    id: UUID = field(default_factory=uuid4)
+    announced_at: datetime | None = None
 
     @property
     def blames_customer(self) -> bool:
         return self.state not in BLAMES_NOBODY
+
+
+@dataclass
+class NoticeRow:
+    notice: Notice
+    cause: str
+    next_try_at: datetime
+    attempts: int = 0
+    lease_until: datetime | None = None
+    delivered_at: datetime | None = None
+    given_up_at: datetime | None = None
+
+    @property
+    def is_open(self) -> bool:
+        return self.delivered_at is None and self.given_up_at is None
 
 
 @dataclass
@@ -149,6 +180,67 @@ class UseRow:
     started_at: datetime
     result: Result | None = None
     ended_at: datetime | None = None
+
+
+@dataclass
+class ProofItemRow:
+    secret_id: UUID
+    name: str
+    version: int
+    due_at: datetime
+    outcome: ProofOutcome | None = None
+    note: str = ""
+    settled_at: datetime | None = None
+    attempts: int = 0
+    lease_until: datetime | None = None
+    asks: list[Ask] = field(default_factory=list)
+
+
+@dataclass
+class ProofRow:
+    id: UUID
+    connection: Connection
+    asked_by: str
+    started_at: datetime
+    items: dict[UUID, ProofItemRow]
+    ended_at: datetime | None = None
+    is_locked_out: bool | None = None
+    document: str | None = None
+
+    def snapshot(self) -> Proof:
+        return Proof(
+            id=self.id,
+            connection=self.connection,
+            asked_by=self.asked_by,
+            started_at=self.started_at,
+            ended_at=self.ended_at,
+            is_locked_out=self.is_locked_out,
+            total=len(self.items),
+            done=sum(item.outcome is not None for item in self.items.values()),
+            document=self.document,
+        )
+
+
+@dataclass
+class MoveItemRow:
+    secret_id: UUID
+    connection_id: UUID
+    due_at: datetime
+    outcome: MoveOutcome | None = None
+    state: KeyState | None = None
+    aws_code: str = ""
+    attempts: int = 0
+
+
+@dataclass
+class MoveRow:
+    id: UUID
+    workspace_id: str
+    from_connection_id: UUID | None
+    started_at: datetime
+    items: dict[UUID, MoveItemRow]
+    ended_at: datetime | None = None
+    stopped_by: str | None = None
 
 
 class Rows:
@@ -173,6 +265,9 @@ class Rows:
         self._events: dict[UUID, EventRow] = {}
         self._failures: list[FailureRow] = []
         self._uses: dict[UUID, UseRow] = {}
+        self._proofs: dict[UUID, ProofRow] = {}
+        self._moves: dict[UUID, MoveRow] = {}
+        self._notices: dict[UUID, NoticeRow] = {}
         #: True: every call fails as if PostgreSQL were away
         self.is_away = False
 
@@ -246,6 +341,35 @@ class Rows:
         for row in self._failures:
             if row.ended_at is None and row.secret_id == secret.id:
                 row.ended_at = now
+
+    # ------------------------------------------------------------ notices
+
+    def _tell(self, kind: NoticeType, workspace_id: str, cause: str, now: datetime, data: dict[str, Any]) -> None:
+        """Once for each cause."""
+        told = ((row.notice.type, row.notice.workspace_id, row.cause) for row in self._notices.values())
+        if (kind, workspace_id, cause) not in told:
+            notice = Notice(uuid7(), kind, now, workspace_id, data)
+            self._notices[notice.id] = NoticeRow(notice, cause, now)
+
+    def _tell_lost(self, ended: Sequence[EventRow], now: datetime) -> None:
+        """Of events that ended in this step, all of them: only the last one of a secret is told of."""
+        for row in ended:
+            secret = self._secrets[row.secret_id]
+            later = any(
+                other.version > row.version and other.state is not EventState.DELETED
+                for other in self._events.values()
+                if other.secret_id == row.secret_id
+            )
+            if row.state in LOST and secret.deleted_at is None and secret.version < row.version and not later:
+                data = {
+                    "secretId": str(secret.id),
+                    "name": secret.name,
+                    "version": row.version,
+                    "eventId": str(row.id),
+                    "state": row.state.value,
+                    "reason": row.reason,
+                }
+                self._tell(NoticeType.NEEDS_REPROVISION, row.workspace_id, str(row.id), now, data)
 
     # ------------------------------------------------------------ audit
 

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from broker_core.audit import Intent, Outcome, Result
 from broker_core.errors import KeyState, NotFound
-from broker_core.model import ConnectionStatus
+from broker_core.events import NoticeType
+from broker_core.model import Connection, ConnectionStatus, StepResult
 from broker_core.ports import DueCheck, DueProbe, Failure
-from tests.fakes_store_parts.rows import FailureRow, Rows, SecretRow
+from tests.fakes_store_parts.rows import ConnectionRow, FailureRow, Rows, SecretRow
 
 _BURST = timedelta(seconds=2)
 _OWN_FAILURE_PAUSE = timedelta(minutes=1)
@@ -29,6 +31,25 @@ class SweepRoom(Rows):
                 pause = unhealthy_seconds if fails else every_seconds
                 row.next_probe_at = now + timedelta(seconds=pause * self._jitter())
             return [DueProbe(row.connection, row.canary) for row in taken if row.canary is not None]
+
+    def due_refusals(self, limit: int, retry_seconds: float) -> Sequence[Connection]:
+        with self._transaction() as now:
+            due = [(row.next_refusals_at, row) for row in self._connections.values() if self._is_live(row)]
+            taken = sorted((at, row.connection.id, row) for at, row in due if at is not None and at <= now)[:limit]
+            for _, _, row in taken:
+                row.next_refusals_at = now + timedelta(seconds=retry_seconds)
+            return [row.connection for _, _, row in taken]
+
+    def end_refusals(
+        self, connection: Connection, steps: Sequence[StepResult], is_flagged: bool, every_seconds: float
+    ) -> None:
+        with self._transaction() as now:
+            row = self._connection(connection.workspace_id, connection.id)
+            if row is None:
+                return
+            row.next_refusals_at = now + timedelta(seconds=every_seconds * self._jitter())
+            row.flagged_at = (row.flagged_at or now) if is_flagged else None
+            row.steps = tuple(({step.name: step for step in row.steps} | {step.name: step for step in steps}).values())
 
     def due_checks(self, limit: int, round_seconds: float, per_second: float) -> Sequence[DueCheck]:
         with self._transaction() as now:
@@ -72,14 +93,16 @@ class SweepRoom(Rows):
             }
             return len(turned), len(current)
 
-    def open_failure(self, failure: Failure) -> None:
+    def open_failure(self, failure: Failure, announce_after: float = 120.0) -> None:
         with self._transaction() as now:
             self._refuse_unfit(failure)
             subject = (failure.workspace_id, failure.connection_id, failure.secret_id)
             row = self._open_row(*subject)
+            first = self._first_denial(failure, now)
             if row is not None:  # the newest answer is shown; when and how it was found stays
                 row.state, row.aws_code, row.last_seen = failure.state, failure.aws_code, now
                 row.request_id = failure.request_id or row.request_id
+                self._announce(row, first, announce_after, now)
                 return
             found = FailureRow(
                 *subject,
@@ -91,6 +114,7 @@ class SweepRoom(Rows):
                 last_seen=now,
             )
             self._failures.append(found)
+            self._announce(found, first, announce_after, now)
             # only on opening: one that stays open would else be probed at every tick
             connection = self._connection(failure.workspace_id, failure.connection_id)
             if connection is not None:
@@ -105,6 +129,42 @@ class SweepRoom(Rows):
             connection = self._connection(workspace_id, connection_id)
             if secret_id is None and connection is not None:
                 connection.healed_at = now
+                if row.announced_at is not None:
+                    data = _names_of(row, connection) | {"announcedAt": as_text(row.announced_at)}
+                    self._tell(NoticeType.CONNECTION_RECOVERED, workspace_id, str(row.id), now, data)
+
+    def _first_denial(self, failure: Failure, now: datetime) -> datetime | None:
+        """Of the connection itself, or a moment ago of a secret under it."""
+        recent = now - timedelta(minutes=10)
+        moments = [
+            row.first_seen
+            for row in self._failures
+            if row.ended_at is None
+            and (row.workspace_id, row.connection_id) == (failure.workspace_id, failure.connection_id)
+            and row.blames_customer
+            and (row.secret_id is None or row.first_seen > recent)
+        ]
+        return min(moments, default=None)
+
+    def _announce(self, row: FailureRow, first: datetime | None, announce_after: float, now: datetime) -> None:
+        is_second = first is not None and first <= now - timedelta(seconds=announce_after)
+        connection = self._connection(row.workspace_id, row.connection_id)
+        if row.secret_id or not row.blames_customer or row.announced_at or not is_second or connection is None:
+            return
+        row.announced_at = now
+        under = sorted(
+            (secret for secret in self._secrets.values() if secret.connection_id == row.connection_id),
+            key=lambda secret: secret.id,
+        )
+        data = _names_of(row, connection) | {
+            "state": row.state.value,
+            "awsCode": row.aws_code,
+            "requestId": row.request_id,
+            "foundBy": row.found_by.value,
+            "secretCount": len(under),
+            "secrets": [{"id": str(secret.id), "name": secret.name} for secret in under[:100]],
+        }
+        self._tell(NoticeType.CONNECTION_FAILING, row.workspace_id, str(row.id), now, data)
 
     def _refuse_unfit(self, failure: Failure) -> None:
         if failure.state is KeyState.TRANSIENT:
@@ -147,6 +207,20 @@ class SweepRoom(Rows):
         assert row.blob is not None
         connection = self._connections[_connection_of(row)].connection
         return DueCheck(row.id, row.name, row.version, row.blob, connection)
+
+
+def as_text(moment: datetime) -> str:
+    """A time as notices write it."""
+    return moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+
+
+def _names_of(row: FailureRow, connection: ConnectionRow) -> dict[str, Any]:
+    return {
+        "connectionId": str(row.connection_id),
+        "failureId": str(row.id),
+        "keyArn": connection.connection.key_arn,
+        "since": as_text(row.first_seen),
+    }
 
 
 def _burst(per_second: float) -> timedelta:

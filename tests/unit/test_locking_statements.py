@@ -6,11 +6,11 @@ import re
 
 import pytest
 
-from broker_core.adapters.store import custody, sweep
+from broker_core.adapters.store import custody, notices, sweep
 
 STATEMENTS = {
     f"{module.__name__.rpartition('.')[2]}.{name}": text
-    for module in (custody, sweep)
+    for module in (custody, notices, sweep)
     for name, text in vars(module).items()
     if isinstance(text, str) and "SKIP LOCKED" in text and "UPDATE " in text.split("SELECT")[0]
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from datetime import UTC, datetime
 from itertools import product
 from uuid import uuid4
 
@@ -18,6 +19,7 @@ from broker_core.model import (
     SecretStatus,
     check_connection,
     parse_key_arn,
+    rotation_due,
     status_of,
 )
 
@@ -145,7 +147,7 @@ class TestTransitions:
         """No way out."""
         assert TRANSITIONS[state] == frozenset()
 
-    @pytest.mark.parametrize("state", WAITING)
+    @pytest.mark.parametrize("state", sorted(WAITING))
     def test_what_waits_can_reach_every_end(self, state: EventState) -> None:
         """Every accepted event reaches an end (INV-9)."""
         assert {end for end in EventState if end.is_end} <= TRANSITIONS[state]
@@ -197,3 +199,27 @@ class TestStatus:
             assert facts.has_blob
             assert facts.is_bound
             assert not any((facts.failing, facts.lost_its_value, facts.healed_unchecked))
+
+
+class TestRotationDue:
+    """``rotation_due``."""
+
+    CREATED, ROTATED = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 2, 1, tzinfo=UTC)
+
+    def test_without_a_policy_it_never_is(self) -> None:
+        """A policy is a choice."""
+        assert rotation_due(None, self.CREATED, self.ROTATED) is None
+
+    def test_it_counts_from_the_last_rotation(self) -> None:
+        """Days of 24 hours."""
+        assert rotation_due("30d", self.CREATED, self.ROTATED) == datetime(2026, 3, 3, tzinfo=UTC)
+
+    def test_without_one_it_counts_from_the_creation(self) -> None:
+        """A value that still waits gets old, too."""
+        assert rotation_due("1d", self.CREATED, None) == datetime(2026, 1, 2, tzinfo=UTC)
+
+    def test_the_longest_policy_has_a_date(self) -> None:
+        """No overflow."""
+        due = rotation_due("9999d", self.CREATED, self.ROTATED)
+        assert due is not None
+        assert due.year == 2053

@@ -1,7 +1,7 @@
 """PostgreSQL behind the store ports: SQL as SQL, one file for each use case.
 
 ``Store`` is all of them on one pool. Every statement names the workspace, except the few that serve all workspaces by
-design (the reconciler's and the sweep's claims, and ``begin``, which a message's event id leads to).
+design (the reconciler's, the sweep's and the outbox's claims, and ``begin``, which a message's event id leads to).
 """
 
 from __future__ import annotations
@@ -12,11 +12,21 @@ from broker_core.adapters.store.custody import CustodySql
 from broker_core.adapters.store.database import Database, Pool
 from broker_core.adapters.store.inject import InjectSql
 from broker_core.adapters.store.intake import IntakeSql
+from broker_core.adapters.store.moves import MoveSql
+from broker_core.adapters.store.notices import NoticeSql
 from broker_core.adapters.store.owner import OwnerSql
+from broker_core.adapters.store.proof import ProofSql
+from broker_core.adapters.store.reports import ReportSql
 from broker_core.adapters.store.sweep import SweepSql
 
 __all__ = ["Database", "Pool", "Store"]
 
 
-class Store(IntakeSql, CustodySql, InjectSql, SweepSql, ByokSql, OwnerSql, AuditSql):
+class Store(
+    IntakeSql, CustodySql, InjectSql, SweepSql, ByokSql, OwnerSql, AuditSql, ReportSql, ProofSql, NoticeSql, MoveSql
+):
     """Every store port, on one database."""
+
+    def ping(self) -> None:
+        """Raise Unavailable unless the database answers."""
+        self._database.run("ping", "SELECT 1 AS one", {})

@@ -10,10 +10,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from broker_core.adapters.store.database import Database
-from broker_core.adapters.store.rows import CONNECTION_COLUMNS, CUSTOMER_SIDE, setting_from
+from broker_core.adapters.store.rows import CONNECTION_COLUMNS, CUSTOMER_SIDE, setting_from, steps_from, steps_json
 from broker_core.errors import Conflict, KeyState, NotFound
-from broker_core.model import Blob, Connection, FoundBy, Setting
-from broker_core.ports import Affected, AffectedConnection, AffectedSecret
+from broker_core.model import (
+    Blob,
+    Connection,
+    ConnectionStatus,
+    FoundBy,
+    Setting,
+    StepResult,
+    parse_key_arn,
+)
+from broker_core.ports import Affected, AffectedConnection, AffectedSecret, ConnectionView
 
 _SETTING = f"""
     SELECT w.id AS workspace_id, w.plan, w.setting_version, {CONNECTION_COLUMNS}
@@ -43,16 +51,44 @@ _OWN_EXTERNAL_ID = """
     ON CONFLICT (external_id) DO UPDATE SET workspace_id = EXCLUDED.workspace_id
         WHERE external_ids.workspace_id = EXCLUDED.workspace_id
     RETURNING external_id"""
+# At most one is pending: what an attempt that was not enabled has left goes with the next. Nothing points at it.
+_DROP_PENDING = "DELETE FROM byok_connections WHERE workspace_id = %(workspace_id)s AND status = 'pending'"
 _ADD_PENDING = """
     INSERT INTO byok_connections (id, workspace_id, role_arn, external_id, key_arn, status)
     VALUES (%(id)s, %(workspace_id)s, %(role_arn)s, %(external_id)s, %(key_arn)s, 'pending')"""
 _RETIRE = "UPDATE byok_connections SET status = 'retired' WHERE workspace_id = %(workspace_id)s AND status = 'current'"
+_IS_PENDING = """
+    SELECT id FROM byok_connections
+    WHERE workspace_id = %(workspace_id)s AND id = %(id)s AND status = 'pending'"""
 _VERIFIED = """
-    UPDATE byok_connections SET status = 'current', verified_at = now(), canary = %(canary)s,
-        next_probe_at = now() + interval '1 minute'
+    UPDATE byok_connections SET status = 'current', verified_at = now(), canary = %(canary)s, steps = %(steps)s,
+        next_probe_at = now() + interval '1 minute', next_refusals_at = now() + interval '1 day'
+    WHERE workspace_id = %(workspace_id)s AND id = %(id)s"""
+_NOTE = """
+    UPDATE byok_connections SET steps = %(steps)s,
+        verified_at = CASE WHEN %(passed)s THEN now() ELSE verified_at END,
+        flagged_at = CASE WHEN %(flag)s::boolean THEN coalesce(flagged_at, now())
+            WHEN NOT %(flag)s::boolean THEN NULL ELSE flagged_at END
     WHERE workspace_id = %(workspace_id)s AND id = %(id)s"""
 _POINT = """
     UPDATE workspaces SET connection_id = %(id)s, setting_version = setting_version + 1 WHERE id = %(workspace_id)s"""
+
+# The flag counts only where nothing worse is open: what fails is to be mended first.
+_CONNECTIONS = f"""
+    SELECT {CONNECTION_COLUMNS}, c.status, c.created_at, c.verified_at, c.steps,
+        CASE WHEN c.status = 'pending' THEN 'unverified' WHEN f.id IS NOT NULL THEN f.state
+            WHEN c.flagged_at IS NOT NULL THEN 'flagged' ELSE 'healthy' END AS health,
+        CASE WHEN c.status = 'pending' THEN NULL ELSE coalesce(f.first_seen, c.flagged_at) END AS health_since,
+        (SELECT count(*) FROM broker_secrets s
+            WHERE s.workspace_id = c.workspace_id AND s.connection_id = c.id) AS needed_by,
+        CASE WHEN c.status = 'current' THEN (SELECT count(*) FROM secret_events e
+            WHERE e.workspace_id = c.workspace_id AND e.ended_at IS NULL) ELSE 0 END AS waiting,
+        c.retired_at
+    FROM byok_connections c
+    LEFT JOIN decrypt_failures f ON f.workspace_id = c.workspace_id AND f.connection_id = c.id
+        AND f.secret_id IS NULL AND f.ended_at IS NULL
+    WHERE c.workspace_id = %(workspace_id)s
+    ORDER BY array_position(ARRAY['current', 'pending', 'retired'], c.status), c.created_at DESC, c.id DESC"""
 
 # A retired connection that no blob needs is nobody's trouble any more, and is not probed either.
 _AFFECTED_CONNECTIONS = f"""
@@ -115,17 +151,32 @@ class ByokSql:
             (owned,) = transaction.batch((_OWN_EXTERNAL_ID, values))
             if not owned:
                 raise Conflict("this external id cannot be used; choose another")
-            transaction.commit((_ADD_PENDING, values))
+            transaction.commit((_DROP_PENDING, values), (_ADD_PENDING, values))
 
-    def make_current(self, connection: Connection, canary: Blob, setting_version: int) -> bool:
+    def make_current(
+        self, connection: Connection, canary: Blob, setting_version: int, steps: Sequence[StepResult] = ()
+    ) -> bool:
         """See ``ports.ByokStore``."""
-        values = _values(connection) | {"canary": canary.ciphertext}
+        values = _values(connection) | {"canary": canary.ciphertext, "steps": steps_json(steps)}
         with self._database.transaction("make_current") as transaction:
-            (found,) = transaction.batch((_LOCK, values))
-            if not found or found[0].setting_version != setting_version:
+            found, pending = transaction.batch((_LOCK, values), (_IS_PENDING, values))
+            if not found or found[0].setting_version != setting_version or not pending:
                 return False
             transaction.commit((_RETIRE, values), (_VERIFIED, values), (_POINT, values))
         return True
+
+    def note_verification(
+        self, connection: Connection, steps: Sequence[StepResult], *, passed: bool, flag: bool | None
+    ) -> None:
+        """See ``ports.ByokStore``."""
+        values = _values(connection) | {"steps": steps_json(steps), "passed": passed, "flag": flag}
+        self._database.run("note_verification", _NOTE, values)
+
+    def connections(self, workspace_id: str) -> Sequence[ConnectionView]:
+        """See ``ports.ByokStore``."""
+        self._workspace(workspace_id)
+        rows = self._database.run("connections", _CONNECTIONS, {"workspace_id": workspace_id})
+        return [_view_from(row) for row in rows]
 
     def disconnect(self, workspace_id: str) -> None:
         """See ``ports.ByokStore``."""
@@ -168,6 +219,25 @@ def _connections_from(rows: Sequence[Any]) -> list[AffectedConnection]:
         )
         for connection_id, group in grouped.items()
     ]
+
+
+def _view_from(row: Any) -> ConnectionView:
+    return ConnectionView(
+        id=row.connection_id,
+        status=ConnectionStatus(row.status),
+        role_arn=row.role_arn,
+        key_arn=row.key_arn,
+        region=parse_key_arn(row.key_arn).region,
+        external_id=row.external_id,
+        created_at=row.created_at,
+        verified_at=row.verified_at,
+        health=row.health,
+        health_since=row.health_since,
+        steps=steps_from(row.steps),
+        needed_by=row.needed_by,
+        waiting=row.waiting,
+        retired_at=row.retired_at,
+    )
 
 
 def _secret_from(row: Any) -> AffectedSecret:

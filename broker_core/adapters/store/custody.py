@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from broker_core.adapters.store.database import Database, Row, Statement
+from broker_core.adapters.store.notices import TELL_LOST
 from broker_core.adapters.store.rows import (
     CONNECTION_COLUMNS,
     EVENT_COLUMNS,
@@ -61,7 +62,8 @@ _LOCK_EVENT = "SELECT state FROM secret_events WHERE workspace_id = %(workspace_
 _STORE_BLOB = """
     UPDATE broker_secrets
     SET version = %(version)s, blob = %(blob)s, cipher = %(cipher)s, connection_id = %(connection_id)s,
-        rotation_policy = coalesce(%(rotation_policy)s, rotation_policy), rotated_at = now(), checked_at = now(),
+        rotation_policy = CASE WHEN policy_version < %(version)s THEN coalesce(%(rotation_policy)s, rotation_policy)
+            ELSE rotation_policy END, rotated_at = now(), checked_at = now(),
         check_lease_until = NULL
     WHERE workspace_id = %(workspace_id)s AND id = %(secret_id)s"""
 # Fields follow the highest event that set them, whatever the order of arrival: a superseded event may still fill them.
@@ -69,13 +71,18 @@ _FILL_FIELDS = """
     UPDATE broker_secrets
     SET injection_kind = %(injection_kind)s, binding_key = %(binding_key)s, target_host = %(target_host)s,
         mcp_server_id = %(mcp_server_id)s, agent_id = %(agent_id)s, fields_version = %(version)s,
-        rotation_policy = coalesce(rotation_policy, %(rotation_policy)s)
+        rotation_policy = CASE WHEN policy_version < %(version)s THEN coalesce(rotation_policy, %(rotation_policy)s)
+            ELSE rotation_policy END
     WHERE workspace_id = %(workspace_id)s AND id = %(secret_id)s AND fields_version < %(version)s
         AND deleted_at IS NULL"""
-_END_EVENT = """
-    UPDATE secret_events SET state = %(state)s, reason = %(reason)s, aws_code = %(aws_code)s, claim_key = NULL,
-        ended_at = now()
-    WHERE workspace_id = %(workspace_id)s AND id = %(event_id)s AND ended_at IS NULL"""
+_END_EVENT = f"""
+    WITH ended AS (
+        UPDATE secret_events SET state = %(state)s, reason = %(reason)s, aws_code = %(aws_code)s, claim_key = NULL,
+            ended_at = now()
+        WHERE workspace_id = %(workspace_id)s AND id = %(event_id)s AND ended_at IS NULL
+        RETURNING *),
+    {TELL_LOST}
+    SELECT id FROM ended"""
 _CLOSE_FAILURES = """
     UPDATE decrypt_failures SET ended_at = now()
     WHERE workspace_id = %(workspace_id)s AND secret_id = %(secret_id)s AND ended_at IS NULL"""
@@ -105,11 +112,14 @@ _HOLD_EVENT = """
 # These serve every workspace: they skip what is locked, and take no more than a statement has time for. ARRAY(…) is
 # evaluated once; with IN (…) a plan may run the subquery for each row, and then SKIP LOCKED goes past the limit.
 _EXPIRE = f"""
-    UPDATE secret_events SET state = 'expired', reason = 'claim_time_over', claim_key = NULL, ended_at = now()
-    WHERE id = ANY(ARRAY(
-        SELECT id FROM secret_events WHERE ended_at IS NULL AND claim_expires_at <= now()
-        ORDER BY claim_expires_at LIMIT {MOST_AT_ONCE} FOR UPDATE SKIP LOCKED))
-    RETURNING id"""
+    WITH ended AS (
+        UPDATE secret_events SET state = 'expired', reason = 'claim_time_over', claim_key = NULL, ended_at = now()
+        WHERE id = ANY(ARRAY(
+            SELECT id FROM secret_events WHERE ended_at IS NULL AND claim_expires_at <= now()
+            ORDER BY claim_expires_at LIMIT {MOST_AT_ONCE} FOR UPDATE SKIP LOCKED))
+        RETURNING *),
+    {TELL_LOST}
+    SELECT id FROM ended"""
 _CLOSE_UNKNOWN = f"""
     UPDATE audit_log SET outcome = 'unknown', ended_at = now()
     WHERE id = ANY(ARRAY(

@@ -7,11 +7,17 @@ from uuid import UUID
 
 from broker_core.adapters.store.database import Database, Row, Taken, Transaction
 from broker_core.adapters.store.rows import EVENT_COLUMNS, event_from, injection_from, injection_values, new_id
-from broker_core.errors import Conflict, NotFound
+from broker_core.errors import Conflict, NotFound, RateLimited
 from broker_core.injection import Injection
 from broker_core.model import Event, EventType
 from broker_core.ports import Accepted, Draft
 
+# Before anything, where it was asked for: one accept at a time for one event. The lock is the transaction's own and
+# ends with it, however that ends: a crash leaves nothing locked, there is no time to guess, and no other server to ask.
+# Two ids with one hash would only conflict for a moment.
+_TRY_EVENT = """
+    SELECT pg_try_advisory_xact_lock(hashtextextended(
+        concat_ws(chr(10), %(workspace_id)s::text, %(source)s::text, %(event_id)s::text), 0)) AS is_ours"""
 # The first batch. The secret's row is made if need be and locked; what is read after it sees what others committed
 # before.
 _LOCK_WORKSPACE = "SELECT id FROM workspaces WHERE id = %(workspace_id)s AND deleted_at IS NULL FOR SHARE"
@@ -25,6 +31,10 @@ _LOCK_SECRET = """
 _SAME_EVENT = f"""
     SELECT {EVENT_COLUMNS}, e.claim_key FROM secret_events e
     WHERE e.workspace_id = %(workspace_id)s AND e.source = %(source)s AND e.event_id = %(event_id)s"""
+_WAITING = """
+    SELECT count(*) AS events FROM (
+        SELECT FROM secret_events WHERE workspace_id = %(workspace_id)s AND ended_at IS NULL
+        LIMIT %(most_waiting)s) waiting"""
 _SAME_VERSION = """
     SELECT count(*) AS events FROM secret_events
     WHERE workspace_id = %(workspace_id)s AND name = %(name)s AND version = %(version)s"""
@@ -44,14 +54,16 @@ _ADD_EVENT = f"""
     SELECT {EVENT_COLUMNS} FROM e"""
 _RAISE_VERSION = """
     UPDATE broker_secrets
-    SET deleted_at = CASE WHEN %(version)s > highest_version THEN NULL ELSE deleted_at END,
+    SET created_at = CASE WHEN %(version)s > highest_version AND deleted_at IS NOT NULL THEN now() ELSE created_at END,
+        deleted_at = CASE WHEN %(version)s > highest_version THEN NULL ELSE deleted_at END,
         highest_version = greatest(highest_version, %(version)s)
     WHERE workspace_id = %(workspace_id)s AND id = %(secret_id)s"""
 _TOMBSTONE = """
     UPDATE broker_secrets
     SET deleted_at = now(), blob = NULL, cipher = NULL, connection_id = NULL, version = %(version)s,
         highest_version = %(version)s, fields_version = %(version)s, injection_kind = NULL, binding_key = NULL,
-        target_host = NULL, mcp_server_id = NULL, agent_id = NULL, rotation_policy = NULL
+        target_host = NULL, mcp_server_id = NULL, agent_id = NULL, rotation_policy = NULL, policy_version = %(version)s,
+        rotated_at = NULL, last_used_at = NULL, checked_at = NULL, check_lease_until = NULL
     WHERE workspace_id = %(workspace_id)s AND id = %(secret_id)s"""
 _END_WAITING = """
     UPDATE secret_events SET state = 'deleted', reason = 'secret_deleted', claim_key = NULL, ended_at = now()
@@ -97,13 +109,17 @@ class IntakeSql:
     def _accept(self, draft: Draft) -> Accepted:
         values = _values(draft)
         with self._database.transaction("accept") as transaction:
-            workspace, _, secret, same = transaction.batch(
-                (_LOCK_WORKSPACE, values), (_MAKE_SECRET, values), (_LOCK_SECRET, values), (_SAME_EVENT, values)
+            if draft.is_exclusive:
+                _refuse_in_flight(transaction, values)
+            workspace, _, secret, same, waiting = transaction.batch(
+                *((sql, values) for sql in (_LOCK_WORKSPACE, _MAKE_SECRET, _LOCK_SECRET, _SAME_EVENT, _WAITING))
             )
             if not workspace:
                 raise _no_workspace()
             if same:
                 return Accepted(event_from(same[0]), is_new=False, claim_key=same[0].claim_key)
+            if draft.claim_key is not None and waiting[0].events >= draft.most_waiting:
+                raise _too_many_wait(draft.most_waiting)
             return _write(transaction, draft, values, secret[0])
 
     def event(self, workspace_id: str, event_id: UUID) -> Event:
@@ -127,6 +143,8 @@ def _write(transaction: Transaction, draft: Draft, values: dict[str, Any], secre
     is_live = not secret.is_new and secret.deleted_at is None
     if draft.must_be_new and is_live:
         raise Conflict("a secret of this name exists; rotate it, or delete it first", code="name_taken")
+    if draft.must_exist and not is_live:
+        raise NotFound("no such secret")
     version = draft.version or secret.highest_version + 1
     values |= {"secret_id": secret.id, "version": version, "state": "accepted"}
     _refuse_taken_version(transaction, values)
@@ -134,6 +152,12 @@ def _write(transaction: Transaction, draft: Draft, values: dict[str, Any], secre
         _, rows = transaction.commit((_RAISE_VERSION, values), (_ADD_EVENT, values))
         return Accepted(event_from(rows[0]), is_new=True, claim_key=draft.claim_key)
     return _delete(transaction, values, secret.highest_version)
+
+
+def _refuse_in_flight(transaction: Transaction, values: dict[str, Any]) -> None:
+    ((lock,),) = transaction.batch((_TRY_EVENT, values))
+    if not lock.is_ours:
+        raise Conflict("this request is being served already; ask again in a moment")
 
 
 def _refuse_taken_version(transaction: Transaction, values: dict[str, Any]) -> None:
@@ -169,9 +193,15 @@ def _values(draft: Draft) -> dict[str, Any]:
         "claim_id": draft.claim_id,
         "claim_key": draft.claim_key,
         "ttl_seconds": draft.ttl_seconds,
+        "most_waiting": draft.most_waiting,
         "traceparent": draft.traceparent,
         **injection_values(draft.injection),
     }
+
+
+def _too_many_wait(most: int) -> RateLimited:
+    # what waits because a customer's key refuses it is tried again in minutes; the rest is taken in within seconds
+    return RateLimited(f"{most} values of this workspace wait to be stored already; let them be stored first", 30)
 
 
 def _no_workspace() -> NotFound:

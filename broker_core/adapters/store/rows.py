@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import UUID
 
@@ -10,7 +11,7 @@ from psycopg.types.json import Jsonb
 
 from broker_core.audit import Intent, Result
 from broker_core.injection import Injection, Kind
-from broker_core.model import Connection, Event, EventState, EventType, Setting
+from broker_core.model import Connection, Event, EventState, EventType, Setting, StepOutcome, StepResult
 
 #: columns of an event as ``event_from`` reads them, from a table named or aliased ``e``
 EVENT_COLUMNS = """e.id, e.workspace_id, e.secret_id, e.source, e.event_id, e.type, e.name, e.version, e.state,
@@ -23,6 +24,11 @@ CONNECTION_COLUMNS = """c.id AS connection_id, c.workspace_id AS connection_work
 
 #: the states that make a secret "affected" (INV-8), for ``IN``
 CUSTOMER_SIDE = "('access_denied', 'role_refused', 'key_disabled', 'key_pending_deletion', 'key_state', 'key_gone')"
+
+#: when the rotation of a row of broker_secrets is due, as ``model.rotation_due`` says it; NULL without a policy.
+#: Written as the index is
+ROTATION_DUE = """timezone('UTC', timezone('UTC', coalesce(rotated_at, created_at))
+    + make_interval(days => rtrim(rotation_policy, 'd')::integer))"""
 
 
 def new_id() -> UUID:
@@ -55,6 +61,35 @@ def connection_from(row: Any) -> Connection | None:
     if row.connection_id is None:
         return None
     return Connection(row.connection_id, row.connection_workspace_id, row.role_arn, row.external_id, row.key_arn)
+
+
+def steps_from(rows: Sequence[Mapping[str, str]]) -> list[StepResult]:
+    """A connection's ``steps`` column, read."""
+    return [
+        StepResult(
+            name=row["name"],
+            outcome=StepOutcome(row["outcome"]),
+            aws_code=row.get("awsCode", ""),
+            request_id=row.get("requestId"),
+            what_to_do=row.get("whatToDo", ""),
+        )
+        for row in rows
+    ]
+
+
+def steps_json(steps: Sequence[StepResult]) -> Jsonb:
+    """Steps as that column keeps them: the names that the API has, and nothing that is empty."""
+    return Jsonb([{key: value for key, value in _step_json(step).items() if value} for step in steps])
+
+
+def _step_json(step: StepResult) -> dict[str, str | None]:
+    return {
+        "name": step.name,
+        "outcome": step.outcome.value,
+        "awsCode": step.aws_code,
+        "requestId": step.request_id,
+        "whatToDo": step.what_to_do,
+    }
 
 
 def setting_from(row: Any) -> Setting:

@@ -11,8 +11,9 @@ from typing import Any
 from uuid import UUID
 
 from broker_core.adapters.store.database import Database
-from broker_core.adapters.store.rows import CONNECTION_COLUMNS, CUSTOMER_SIDE, connection_from, new_id
-from broker_core.model import Blob, CipherName
+from broker_core.adapters.store.notices import TELL_FAILING, TELL_RECOVERED
+from broker_core.adapters.store.rows import CONNECTION_COLUMNS, CUSTOMER_SIDE, connection_from, new_id, steps_json
+from broker_core.model import Blob, CipherName, Connection, StepResult
 from broker_core.ports import DueCheck, DueProbe, Failure
 
 _OPEN_FAILURE_OF = """EXISTS (
@@ -38,6 +39,26 @@ _DUE_PROBES = f"""
             SELECT FROM broker_secrets s WHERE s.workspace_id = d.workspace_id AND s.connection_id = d.id))
         ORDER BY d.next_probe_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED))
     RETURNING {CONNECTION_COLUMNS}, c.canary"""
+
+# Those that are probed, too. A claim is short: what brings no answer comes again within the hour, not the next day.
+_DUE_REFUSALS = f"""
+    UPDATE byok_connections c SET next_refusals_at = now() + make_interval(secs => %(retry)s)
+    WHERE c.id = ANY(ARRAY(
+        SELECT d.id FROM byok_connections d
+        WHERE d.verified_at IS NOT NULL AND d.next_refusals_at <= now() AND (d.status = 'current' OR EXISTS (
+            SELECT FROM broker_secrets s WHERE s.workspace_id = d.workspace_id AND s.connection_id = d.id))
+        ORDER BY d.next_refusals_at LIMIT %(limit)s FOR NO KEY UPDATE SKIP LOCKED))
+    RETURNING {CONNECTION_COLUMNS}"""
+# The new results stand where the old ones of the same name stood; the others stay.
+_END_REFUSALS = """
+    UPDATE byok_connections c
+    SET next_refusals_at = now() + make_interval(secs => %(every)s * (0.9 + 0.2 * random())),
+        flagged_at = CASE WHEN %(is_flagged)s THEN coalesce(c.flagged_at, now()) END,
+        steps = (
+            SELECT coalesce(jsonb_agg(coalesce(new.step, old.step) ORDER BY old.place NULLS LAST), '[]')
+            FROM jsonb_array_elements(c.steps) WITH ORDINALITY old(step, place)
+            FULL JOIN jsonb_array_elements(%(steps)s) new(step) ON new.step->>'name' = old.step->>'name')
+    WHERE c.workspace_id = %(workspace_id)s AND c.id = %(connection_id)s"""
 
 # Which connections may be asked now, and how often (a token bucket in check_ready_at, of two seconds or one check). A
 # failing one waits for its probe: its secrets inherit the answer. Healed ones whose secrets were not asked since come
@@ -89,24 +110,37 @@ _TURNED = f"""
             WHERE f.secret_id IS NULL AND f.first_seen > now() - make_interval(secs => %(within)s)
                 AND c.status = 'current' AND f.state IN {CUSTOMER_SIDE}) AS turned,
         (SELECT count(*) FROM byok_connections WHERE status = 'current') AS verified"""
-# A failure that is new brings the connection's probe forward, once: seeing it again does not.
-_OPEN_FAILURE = """
-    WITH f AS (
-        INSERT INTO decrypt_failures (id, workspace_id, connection_id, secret_id, state, aws_code, request_id, found_by)
-        VALUES (%(id)s, %(workspace_id)s, %(connection_id)s, %(secret_id)s, %(state)s, %(aws_code)s, %(request_id)s,
-            %(found_by)s)
+# A failure that is new brings the connection's probe forward, once: seeing it again does not. The second denial of a
+# connection announces it: ``before`` is the first one, of its own row or of a secret's that the same trouble opened.
+_OPEN_FAILURE = f"""
+    WITH before AS (
+        SELECT min(d.first_seen) AS first_seen FROM decrypt_failures d
+        WHERE d.workspace_id = %(workspace_id)s AND d.connection_id = %(connection_id)s AND d.ended_at IS NULL
+            AND d.state IN {CUSTOMER_SIDE}
+            AND (d.secret_id IS NULL OR d.first_seen > now() - interval '10 minutes')),
+    failing AS (
+        INSERT INTO decrypt_failures
+            (id, workspace_id, connection_id, secret_id, state, aws_code, request_id, found_by, announced_at)
+        SELECT %(id)s::uuid, %(workspace_id)s, %(connection_id)s::uuid, %(secret_id)s::uuid, %(state)s, %(aws_code)s,
+            %(request_id)s, %(found_by)s,
+            CASE WHEN %(secret_id)s::uuid IS NULL AND %(state)s IN {CUSTOMER_SIDE}
+                AND b.first_seen <= now() - make_interval(secs => %(announce_after)s) THEN now() END
+        FROM before b
         ON CONFLICT (workspace_id, connection_id, secret_id) WHERE ended_at IS NULL
         DO UPDATE SET last_seen = now(), state = EXCLUDED.state, aws_code = EXCLUDED.aws_code,
-            request_id = EXCLUDED.request_id
-        RETURNING xmax = 0 AS is_new)
+            request_id = EXCLUDED.request_id,
+            announced_at = coalesce(decrypt_failures.announced_at, EXCLUDED.announced_at)
+        RETURNING *, xmax = 0 AS is_new, announced_at IS NOT DISTINCT FROM now() AS is_announced),
+    {TELL_FAILING}
     UPDATE byok_connections SET next_probe_at = least(next_probe_at, now())
-    WHERE workspace_id = %(workspace_id)s AND id = %(connection_id)s AND (SELECT is_new FROM f)"""
-_CLOSE_FAILURE = """
+    WHERE workspace_id = %(workspace_id)s AND id = %(connection_id)s AND (SELECT is_new FROM failing)"""
+_CLOSE_FAILURE = f"""
     WITH closed AS (
         UPDATE decrypt_failures SET ended_at = now()
         WHERE workspace_id = %(workspace_id)s AND connection_id = %(connection_id)s
             AND secret_id IS NOT DISTINCT FROM %(secret_id)s::uuid AND ended_at IS NULL
-        RETURNING secret_id)
+        RETURNING *),
+    {TELL_RECOVERED}
     UPDATE byok_connections SET healed_at = now()
     WHERE workspace_id = %(workspace_id)s AND id = %(connection_id)s
         AND EXISTS (SELECT FROM closed WHERE secret_id IS NULL)"""
@@ -127,6 +161,27 @@ class SweepSql:
             for row in rows
             if (connection := connection_from(row))
         ]
+
+    def due_refusals(self, limit: int, retry_seconds: float) -> Sequence[Connection]:
+        """See ``ports.SweepStore``."""
+        rows = self._database.run("due_refusals", _DUE_REFUSALS, {"limit": limit, "retry": retry_seconds})
+        return [connection for row in rows if (connection := connection_from(row))]
+
+    def end_refusals(
+        self, connection: Connection, steps: Sequence[StepResult], is_flagged: bool, every_seconds: float
+    ) -> None:
+        """See ``ports.SweepStore``."""
+        self._database.run(
+            "end_refusals",
+            _END_REFUSALS,
+            {
+                "workspace_id": connection.workspace_id,
+                "connection_id": connection.id,
+                "steps": steps_json(steps),
+                "is_flagged": is_flagged,
+                "every": every_seconds,
+            },
+        )
 
     def due_checks(self, limit: int, round_seconds: float, per_second: float) -> Sequence[DueCheck]:
         """See ``ports.SweepStore``."""
@@ -149,7 +204,7 @@ class SweepSql:
         (row,) = self._database.run("turned_share", _TURNED, {"within": within_seconds})
         return row.turned, row.verified
 
-    def open_failure(self, failure: Failure) -> None:
+    def open_failure(self, failure: Failure, announce_after: float = 120.0) -> None:
         """See ``ports.SweepStore``."""
         self._database.run(
             "open_failure",
@@ -163,6 +218,7 @@ class SweepSql:
                 "aws_code": failure.aws_code,
                 "request_id": failure.request_id,
                 "found_by": failure.found_by.value,
+                "announce_after": announce_after,
             },
         )
 
