@@ -1,63 +1,51 @@
 """Setting BYOK up and taking it down; what owners see of failures.
 
-A new connection encrypts nothing until it has shown that it works: it is written as pending, tried, and made current in
-one compare-and-set on the version of the setting that was read at the start. Whatever goes wrong on the way, the old
-setting stays. Losing Enterprise stops connecting and never changes a cipher; disconnecting is always allowed. Imports
-no AWS or database library.
+A new connection encrypts nothing until it has shown that it works: it is written as pending, verified step by step
+(``verification``), and made current in one compare-and-set on the version of the setting that was read at the start.
+Whatever goes wrong on the way, the old setting stays. Losing Enterprise stops connecting and never changes a cipher;
+disconnecting is always allowed. Imports no AWS or database library.
 """
 
 from __future__ import annotations
 
-import hmac
 import secrets
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from datetime import datetime
 from uuid import UUID
 
 from broker_core import telemetry
-from broker_core.canary import CANARY_BYTES, Canaries
-from broker_core.errors import Conflict, Forbidden, Integrity, KeyServiceError, KeyState, Transient
-from broker_core.model import Blob, Connection, Plan, Purpose, check_connection, parse_key_arn
-from broker_core.ports import Affected, AuditStore, ByokStore, Clock, KeyService
-from broker_core.secret import Plaintext
+from broker_core.advice import warnings_for, what_to_do
+from broker_core.canary import Canaries
+from broker_core.errors import Conflict, Forbidden
+from broker_core.model import Connection, Plan, StepOutcome, StepResult, check_connection
+from broker_core.ports import Affected, AuditStore, ByokStore, Clock, ConnectionView, KeyService
+from broker_core.verification import Verified, Verifier
 
-#: seconds for a whole verification, and for one use of the key in it
-VERIFY_SECONDS = 45.0
-USE_SECONDS = 10.0
-
-_WHAT_TO_DO: Mapping[KeyState, str] = {
-    KeyState.ACCESS_DENIED: "Let the role use kms:Encrypt and kms:Decrypt on this key again, in the key's policy.",
-    KeyState.ROLE_REFUSED: "Let AxioRank assume the role again: the role must exist, and its trust policy must name our"
-    " account and this external id.",
-    KeyState.KEY_DISABLED: "Enable the key again in AWS KMS, or connect another key and give the values again.",
-    KeyState.KEY_PENDING_DELETION: "Cancel the key's deletion in AWS KMS and enable it before the waiting period ends.",
-    KeyState.KEY_STATE: "Look at the key's state in AWS KMS: it must be Enabled.",
-    KeyState.KEY_GONE: "The key does not exist any more, and what it encrypted cannot be read again: connect another"
-    " key and give the values again.",
-    KeyState.INTEGRITY: "Nothing is wrong on your side: a stored value does not fit its place, and our operators were"
-    " told.",
-    KeyState.MISCONFIGURED: "Check that the key is a symmetric encryption key in a Region that your account has"
-    " enabled; if it is, the fault is ours.",
-    KeyState.TRANSIENT: "AWS did not answer, or asked us to slow down: try again in a minute.",
-}
+#: what owners are told of states and keys stands in ``advice``; these two belong to what this use case answers
+__all__ = ["Byok", "Verification", "warnings_for", "what_to_do"]
 
 
-def what_to_do(state: KeyState) -> str:
-    """One plain sentence for an owner."""
-    return _WHAT_TO_DO[state]
+@dataclass(frozen=True)
+class Verification:
+    """What an attempt to connect, or to verify again, has shown. ``not_run``: the steps that a failed one kept from
+    being taken. ``is_current``: whether this connection encrypts what comes next."""
 
+    connection: Connection
+    steps: Sequence[StepResult]
+    not_run: Sequence[str]
+    passed: bool
+    is_current: bool
+    verified_at: datetime
 
-def warnings_for(key_arn: str) -> tuple[str, ...]:
-    """What an owner must know about a key that they connect, one plain sentence each. Raises Invalid (``keyArn``)."""
-    key = parse_key_arn(key_arn)
-    if not key.is_multi_region:
-        return ()
-    several = "This is a multi-Region key: it exists in several Regions, and disabling it in one leaves the others."
-    return (f"{several} AxioRank uses only the one in {key.region}.",)
+    def failed(self) -> Sequence[StepResult]:
+        """The steps that failed, in their order."""
+        return [step for step in self.steps if step.outcome is StepOutcome.FAILED]
 
 
 class Byok:
-    """Use case: connect, disconnect, and say what is affected."""
+    """Use case: connect, verify, disconnect, and say what is affected."""
 
     def __init__(
         self,
@@ -71,31 +59,53 @@ class Byok:
         self._store = store
         self._clock = clock
         self._new_id = new_id
-        self._random = random
-        self._canaries = Canaries(audit, keys, new_id)
+        self._verifier = Verifier(Canaries(audit, keys, new_id), clock, random)
 
-    def connect(self, workspace_id: str, role_arn: str, external_id: str, key_arn: str) -> Connection:
-        """Make a key the one that encrypts every new and rotated secret, once it has shown that it works.
+    def connect(self, workspace_id: str, role_arn: str, external_id: str, key_arn: str) -> Verification:
+        """Make a key the one that encrypts every new and rotated secret, once it has passed every step.
 
-        What the owner must know about the key besides is in ``warnings_for``.
+        Where a step fails nothing is enabled: what was current stays, and the new connection stays pending with its
+        steps, for its owner to see, until the next attempt takes its place.
         Raises NotFound, Forbidden (``plan_required``), Invalid, Conflict (the external id is not to be had, or the
-        setting changed meanwhile), KeyServiceError (its message says what to do; nothing was enabled) or Unavailable.
+        setting changed meanwhile) or Unavailable.
         """
-        if self._store.plan_of(workspace_id) != Plan.ENTERPRISE:
-            raise Forbidden("connecting a key of your own is part of the Enterprise plan", code="plan_required")
+        self._require_plan(workspace_id)
         key = check_connection(role_arn, key_arn, external_id)
         before = self._store.setting(workspace_id)
         connection = Connection(self._new_id(), workspace_id, role_arn, external_id, key_arn)
-        with telemetry.span("byok.connect", broker__workspace=workspace_id, broker__connection=str(connection.id)):
+        with self._span("byok.connect", connection):
             self._store.add_pending(connection)
-            canary = self._verify(connection)
-            if not self._store.make_current(connection, canary, before.version):
-                raise Conflict("the setting changed while this key was being tried; nothing was enabled: try again")
-        if key.is_multi_region:
+            verified = self._verifier.verify(connection)
+            if verified.passed:
+                self._enable(connection, verified, before.version)
+            else:
+                self._note(connection, verified)
+        if verified.passed and key.is_multi_region:
             telemetry.log().warning(
                 "byok.multi_region_key", workspace_id=workspace_id, connection_id=str(connection.id)
             )
-        return connection
+        return self._report(connection, verified, is_current=verified.passed)
+
+    def verify(self, workspace_id: str) -> Verification:
+        """Take every step again with the current connection, which stays what it is, whatever they show.
+
+        Raises NotFound, Forbidden (``plan_required``), Conflict (not connected) or Unavailable.
+        """
+        self._require_plan(workspace_id)
+        connection = self._store.setting(workspace_id).connection
+        if connection is None:
+            raise Conflict("BYOK is not connected")
+        with self._span("byok.verify", connection):
+            verified = self._verifier.verify(connection)
+            self._note(connection, verified)
+        return self._report(connection, verified, is_current=True)
+
+    def connections(self, workspace_id: str) -> Sequence[ConnectionView]:
+        """The workspace's connections: the current one first, then a pending one, then what is retired, newest first.
+
+        Raises NotFound or Unavailable.
+        """
+        return self._store.connections(workspace_id)
 
     def disconnect(self, workspace_id: str) -> None:
         """Let the platform cipher encrypt what comes; what is stored stays under its key. On every plan.
@@ -104,79 +114,38 @@ class Byok:
         """
         self._store.disconnect(workspace_id)
 
+    def retire(self, workspace_id: str, connection_id: UUID) -> None:
+        """Retire an older connection for good, once nothing is under it. It stays listed, and its external id stays the
+        workspace's; its canary stays too (random bytes, evidence of what was verified), and is not asked about any
+        more. On every plan.
+
+        Raises NotFound, Conflict (it is current or pending, or secrets are under it) or Unavailable.
+        """
+        self._store.retire(workspace_id, connection_id)
+
     def affected(self, workspace_id: str) -> Affected:
         """What cannot be decrypted now for a reason on the customer's side. Raises NotFound or Unavailable."""
         return self._store.affected(workspace_id)
 
-    def _verify(self, connection: Connection) -> Blob:
-        """Take every step; the canary that is left over is the connection's for ever."""
-        expected = bytearray(self._random(CANARY_BYTES))
-        trial = _Trial(connection, self._canaries, self._clock, self._clock.monotonic() + VERIFY_SECONDS, expected)
-        try:
-            for step in STEPS:
-                step.take(trial)
-        except KeyServiceError as error:
-            if isinstance(error, Integrity):
-                telemetry.log().error("byok.integrity", connection_id=str(connection.id), aws_code=error.aws_code)
-            raise _with_advice(error) from None
-        finally:
-            expected[:] = bytes(len(expected))
-        return trial.sealed()
+    # ------------------------------------------------------------ steps of the above
 
+    def _require_plan(self, workspace_id: str) -> None:
+        if self._store.plan_of(workspace_id) != Plan.ENTERPRISE:
+            raise Forbidden("connecting a key of your own is part of the Enterprise plan", code="plan_required")
 
-@dataclass
-class _Trial:
-    """A verification under way: what one step leaves for the next."""
+    def _enable(self, connection: Connection, verified: Verified, setting_version: int) -> None:
+        if verified.canary is None:
+            raise RuntimeError("a verification that was passed has left no canary")
+        if not self._store.make_current(connection, verified.canary, setting_version, verified.steps):
+            raise Conflict("the setting changed while this key was being tried; nothing was enabled: try again")
 
-    connection: Connection
-    canaries: Canaries
-    clock: Clock
-    deadline: float
-    expected: bytearray = field(repr=False)
-    canary: Blob | None = None
+    def _note(self, connection: Connection, verified: Verified) -> None:
+        self._store.note_verification(connection, verified.steps, passed=verified.passed, flag=verified.lets_others_in)
 
-    def seconds(self) -> float:
-        """What one use may take. Raises Transient when the verification's own time is up."""
-        left = self.deadline - self.clock.monotonic()
-        if left <= 0:
-            raise Transient("the verification took too long")
-        return min(left, USE_SECONDS)
+    def _report(self, connection: Connection, verified: Verified, *, is_current: bool) -> Verification:
+        return Verification(
+            connection, verified.steps, verified.not_run, verified.passed, is_current, self._clock.now()
+        )
 
-    def sealed(self) -> Blob:
-        """The canary. Raises RuntimeError where no step has made it: a mistake in the list of steps."""
-        if self.canary is None:
-            raise RuntimeError("no step has sealed the canary")
-        return self.canary
-
-
-@dataclass(frozen=True)
-class Step:
-    """One thing that a connection must show. ``take`` raises KeyServiceError where it does not."""
-
-    name: str
-    take: Callable[[_Trial], None]
-
-
-def _encrypt(trial: _Trial) -> None:
-    value = Plaintext(bytes(trial.expected))
-    trial.canary = trial.canaries.seal(trial.connection, Purpose.VERIFY, value, trial.seconds())
-
-
-def _decrypt_gives_it_back(trial: _Trial) -> None:
-    opened = trial.canaries.open(trial.connection, Purpose.VERIFY, trial.sealed(), trial.seconds())
-    with opened.reveal() as value:
-        is_same = hmac.compare_digest(value, trial.expected)
-    if not is_same:
-        raise Integrity("the key gave back something else than it was given")
-
-
-#: in this order; each later one may build on what the ones before it left in the trial
-STEPS = (Step("encrypt", _encrypt), Step("decrypt", _decrypt_gives_it_back))
-
-
-def _with_advice(error: KeyServiceError) -> KeyServiceError:
-    """The same error, its message for the owner."""
-    advice = what_to_do(error.state)
-    if isinstance(error, Transient):
-        return Transient(advice, aws_code=error.aws_code, receipt=error.receipt, mapped=error.mapped)
-    return type(error)(advice, state=error.state, aws_code=error.aws_code, receipt=error.receipt)
+    def _span(self, name: str, connection: Connection) -> AbstractContextManager[object]:
+        return telemetry.span(name, broker__workspace=connection.workspace_id, broker__connection=str(connection.id))

@@ -37,10 +37,11 @@ class Customers:
         """An Enterprise workspace whose key was verified, long enough ago that its probe is due."""
         self.store.put_workspace(workspace_id, "enterprise")
         arn = f"arn:aws:kms:eu-west-1:{ACCOUNT}:key/00000000-0000-4000-8000-{next(self._numbers):012d}"
-        connection = self.byok.connect(workspace_id, ROLE, external_id or f"external-id-of-{workspace_id}", arn)
+        verification = self.byok.connect(workspace_id, ROLE, external_id or f"external-id-of-{workspace_id}", arn)
+        assert verification.is_current
         self.keys.calls.clear()
         self.clock.sleep(self.limits.probe_seconds)
-        return connection
+        return verification.connection
 
     def keep(self, workspace_id: str = "ws", name: str = "token") -> UUID:
         """A value stored under the workspace's current key; returns the secret's id. Its next check is due after a

@@ -19,6 +19,7 @@ from botocore.credentials import Credentials
 
 from broker_core import telemetry
 from broker_core.adapters.aws_clients import AwsClients, AwsOptions, patience, signed_with
+from broker_core.adapters.dry_runs import denial, dry_run_of, require_dry_run
 from broker_core.adapters.kms import (
     DEAD_SESSION,
     DRY_RUN_OK,
@@ -33,13 +34,19 @@ from broker_core.adapters.limits import Breaker, Lanes, NotAnswering
 from broker_core.adapters.sessions import Assumed, ControlRole, SessionSource, SharedSessions, StrictSessions
 from broker_core.context import associated_data
 from broker_core.envelope import Random, decrypt_value, encrypt_value, kms_part
-from broker_core.errors import Denied, KeyServiceError, KeyState, Misconfigured, Receipt, Transient
+from broker_core.errors import Denied, KeyServiceError, KeyState, Receipt, Transient
 from broker_core.model import Blob, Purpose
-from broker_core.policies import Action, Policy, deny_all, to_json
-from broker_core.ports import Clock, KeyUse, Opened, Sealed
+from broker_core.policies import Action, Extra, Policy, deny_all, extra_policy, to_json
+from broker_core.ports import Clock, KeyUse, Opened, Permit, Sealed
 from broker_core.secret import Plaintext
 
 T = TypeVar("T")
+
+#: what a span is called that does one of the two; the others only ask
+_SPANS: Final = {"encrypt": "Encrypt", "decrypt": "Decrypt"}
+
+#: opens a session by a deadline on the monotonic clock
+_Open = Callable[[float], Assumed]
 
 #: the shortest that AWS allows: changing an external id does not end sessions that are already out
 SESSION_SECONDS: Final = 900
@@ -47,9 +54,14 @@ SESSION_SECONDS: Final = 900
 #: seconds that a use may wait for one of its connection's slots, as far as ``Lanes`` lets it: a thread that waits for
 #: one customer serves no other. Somebody waits for an injection. An event that does not wait costs another round
 #: through database and queue (measured: a burst of 300 for one customer takes 3.7 times as long without this half
-#: second, 1.6 times with it). A probe has a thread of the sweep's own, and is else lost until the next. What is not
-#: named comes again by itself and does not wait.
-SLOT_SECONDS: Final[Mapping[Purpose, float]] = {Purpose.INJECT: 2.0, Purpose.ENCRYPT: 0.5, Purpose.PROBE: 5.0}
+#: second, 1.6 times with it). A probe has a thread of the sweep's own, and is else lost until the next; a
+#: verification is seldom, and its owner waits. What is not named comes again by itself and does not wait.
+SLOT_SECONDS: Final[Mapping[Purpose, float]] = {
+    Purpose.INJECT: 2.0,
+    Purpose.ENCRYPT: 0.5,
+    Purpose.PROBE: 5.0,
+    Purpose.VERIFY: 2.0,
+}
 
 
 class KmsKeyService:
@@ -98,29 +110,57 @@ class KmsKeyService:
             running.dry_run(kms_part(blob.cipher, blob.ciphertext))
         return running.receipt
 
-    def _begin(self, use: KeyUse, action: Action, seconds: float) -> _Running:
+    def may_assume(self, use: KeyUse, external_id: str | None, seconds: float) -> Permit:
+        """See KeyService."""
+        deadline = self._clock.monotonic() + seconds
+        wait = min(seconds, SLOT_SECONDS.get(use.purpose, 0.0))
+        with self._lanes.use(use.connection.id, wait) as breaker:
+            retrying = retry_in_seconds(self._clock, deadline, self._sleep, _is_transient)
+            permit: Permit = retrying(_watched, breaker, lambda: self._knock(use, external_id, deadline))
+        return permit
+
+    def permits(self, use: KeyUse, extra: Extra, seconds: float) -> Permit:
+        """See KeyService."""
+        policy = extra_policy(extra, use.connection.key_arn)
+        running = self._begin(use, Action.DECRYPT, seconds, lambda deadline: self._assume(use, policy, deadline))
+        with running.receipted():
+            denied = running.would_be_denied(extra)
+        return Permit(not denied, running.receipt, denied)
+
+    def _begin(self, use: KeyUse, action: Action, seconds: float, open_session: _Open | None = None) -> _Running:
+        """``open_session``: how this use gets its session, if not from where others get theirs."""
         tools = _Tools(self._clients, self._clock, self._sleep, self._lanes, self._sessions)
-        return _Running(tools, use, action, self._clock.monotonic() + seconds)
+        open_session = open_session or (lambda deadline: self._sessions.get(use, action, deadline))
+        return _Running(tools, use, open_session, self._clock.monotonic() + seconds)
 
     # ------------------------------------------------------------ AssumeRole
 
     def _assume(self, use: KeyUse, policy: Policy, deadline: float) -> Assumed:
         """One AssumeRole of the use's own role. Raises KeyServiceError with the receipt of the attempt."""
+        return self._assumed(*self._ask_role(use, use.connection.external_id, policy, deadline))
+
+    def _knock(self, use: KeyUse, external_id: str | None, deadline: float) -> Permit:
+        """One AssumeRole only to see whether it is refused: what came back is not even looked at, and dies here."""
+        try:
+            _, receipt = self._ask_role(use, external_id, deny_all(), deadline)
+        except Denied as error:
+            return Permit(False, error.receipt, error.aws_code)
+        return Permit(True, receipt)
+
+    def _ask_role(self, use: KeyUse, external_id: str | None, policy: Policy, deadline: float) -> tuple[Reply, Receipt]:
+        """One AssumeRole. Raises KeyServiceError with the receipt of the attempt."""
         connection = use.connection
         name = f"axiorank-{use.purpose}-{use.audit_id}"  # at most 53 of the 64 characters that STS allows
-        reply = self._assume_role(
-            connection.region,
-            deadline,
-            {"RoleArn": connection.role_arn, "ExternalId": connection.external_id, "RoleSessionName": name},
-            policy,
-            _attributes(use),
-        )
+        wanted = {"RoleArn": connection.role_arn, "RoleSessionName": name}
+        if external_id is not None:
+            wanted["ExternalId"] = external_id
+        reply = self._assume_role(connection.region, deadline, wanted, policy, _attributes(use))
         receipt = Receipt(session_name=name, assume_request_id=reply.request_id)
         if reply.error is not None:
             error = self._blame(reply.error, connection.region, deadline)
             error.receipt = receipt
             raise error
-        return self._assumed(reply, receipt)
+        return reply, receipt
 
     def _assumed(self, reply: Reply, receipt: Receipt) -> Assumed:
         given = reply.body.get("Credentials")
@@ -180,12 +220,12 @@ class _Tools:
 class _Running:
     """One use under way: its session, its receipt, its time."""
 
-    def __init__(self, tools: _Tools, use: KeyUse, action: Action, deadline: float) -> None:
+    def __init__(self, tools: _Tools, use: KeyUse, open_session: _Open, deadline: float) -> None:
         self.receipt = Receipt()
         self._tools = tools
         self._use = use
         self._key_arn = use.connection.key_arn
-        self._action = action
+        self._open_session = open_session
         self._deadline = deadline
         self._session: Assumed | None = None
         self._was_renewed = False
@@ -202,23 +242,23 @@ class _Running:
 
     def encrypt(self, plaintext: bytearray) -> bytes:
         """kms:Encrypt under the use's key and context."""
-        return self._in_time(lambda: ciphertext_of(self._ask("encrypt", Plaintext=plaintext), self._key_arn))
+        return self._in_time(lambda: ciphertext_of(self._ask_key("encrypt", Plaintext=plaintext), self._key_arn))
 
     def decrypt(self, ciphertext: bytes) -> bytearray:
         """kms:Decrypt, with the stored key named and checked."""
-        return self._in_time(lambda: plaintext_of(self._ask("decrypt", CiphertextBlob=ciphertext), self._key_arn))
+        return self._in_time(lambda: plaintext_of(self._ask_key("decrypt", CiphertextBlob=ciphertext), self._key_arn))
 
     def dry_run(self, ciphertext: bytes) -> None:
         """kms:Decrypt as a dry run."""
         self._in_time(lambda: self._dry_run(ciphertext))
 
+    def would_be_denied(self, extra: Extra) -> str:
+        """Ask by dry run for something beyond the two: AWS's code where the customer's side denies it, else empty."""
+        method, params = dry_run_of(extra, self._use)
+        return self._in_time(lambda: denial(extra, self._ask(method, DRY_RUN_OK, **params)))
+
     def _dry_run(self, ciphertext: bytes) -> None:
-        reply = self._ask("decrypt", expected=DRY_RUN_OK, CiphertextBlob=ciphertext, DryRun=True)
-        if reply.error is not None:
-            raise reply.error
-        if reply.code != DRY_RUN_OK:
-            # the reply, and the value in it, ends with this frame; nobody gets to see it
-            raise Misconfigured("the endpoint ignores DryRun; a check must never read a value")
+        require_dry_run(self._ask_key("decrypt", DRY_RUN_OK, CiphertextBlob=ciphertext, DryRun=True))
 
     def _in_time(self, once: Callable[[], T]) -> T:
         """Run one operation in the connection's lane, again where that is worth it, until the deadline."""
@@ -239,9 +279,13 @@ class _Running:
         if isinstance(error, Denied) and error.state is KeyState.KEY_GONE:
             self._times_gone += 1
             return self._times_gone == 1
-        return isinstance(error, Transient) and not isinstance(error, NotAnswering)
+        return _is_transient(error)
 
-    def _ask(self, method: str, *, expected: str = "", **params: Any) -> Reply:
+    def _ask_key(self, method: str, expected: str = "", **params: Any) -> Reply:
+        """One of the two, under the use's key and context."""
+        return self._ask(method, expected, KeyId=self._key_arn, EncryptionContext=dict(self._use.context), **params)
+
+    def _ask(self, method: str, expected: str, **params: Any) -> Reply:
         """One KMS call in the use's own session; where AWS no longer takes that session, once more in a new one."""
         session = self._session or self._new_session()
         reply = self._ask_in(session, method, expected, params)
@@ -254,7 +298,7 @@ class _Running:
     def _new_session(self) -> Assumed:
         self._session = None
         try:
-            self._session = self._tools.sessions.get(self._use, self._action, self._deadline)
+            self._session = self._open_session(self._deadline)
         except KeyServiceError as error:
             self.receipt = error.receipt
             raise
@@ -265,12 +309,10 @@ class _Running:
         def call() -> Mapping[str, Any]:
             client = self._tools.clients.kms(self._use.connection.region)
             with signed_with(session.credentials), patience(self._left()):
-                answer: Mapping[str, Any] = getattr(client, method)(
-                    KeyId=self._key_arn, EncryptionContext=dict(self._use.context), **params
-                )
+                answer: Mapping[str, Any] = getattr(client, method)(**params)
                 return answer
 
-        reply = ask(f"kms.{method.capitalize()}", call, _attributes(self._use), expected)
+        reply = ask(f"kms.{_SPANS.get(method, 'DryRun')}", call, _attributes(self._use), expected)
         self.receipt = replace(self.receipt, kms_request_id=reply.request_id or self.receipt.kms_request_id)
         return reply
 
@@ -293,6 +335,10 @@ def _watched(breaker: Breaker, once: Callable[[], T]) -> T:
         raise
     breaker.answered()
     return result
+
+
+def _is_transient(error: BaseException) -> bool:
+    return isinstance(error, Transient) and not isinstance(error, NotAnswering)
 
 
 def _attributes(use: KeyUse) -> dict[str, telemetry.AttributeValue | None]:

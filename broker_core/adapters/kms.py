@@ -25,11 +25,13 @@ from broker_core.envelope import WRAPPED_MAX
 from broker_core.errors import (
     ConfigurationError,
     Denied,
+    Denier,
     Integrity,
     KeyServiceError,
     KeyState,
     Misconfigured,
     Transient,
+    WrongKey,
 )
 from broker_core.ports import Clock
 
@@ -82,6 +84,21 @@ _STATES: Final[Mapping[str, KeyState]] = {
     for code in codes.split()
 }
 
+#: AWS's words for whose explicit deny it was.
+#: https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_access-denied.html
+_DENIERS: Final[Mapping[str, Denier]] = {
+    "explicit deny in a resource-based policy": Denier.KEY_POLICY,
+    "explicit deny in an identity-based policy": Denier.IDENTITY_POLICY,
+    "explicit deny in a permissions boundary": Denier.BOUNDARY,
+    "explicit deny in a service control policy": Denier.ORGANIZATION,
+    "explicit deny in a resource control policy": Denier.ORGANIZATION,
+}
+#: who denied, in AWS's words, and it was us: session and endpoint policies always; and of AssumeRole, which the
+#: caller's account has to allow too, all but the role's trust policy
+_OUR_POLICIES: Final = ("session policy", "VPC endpoint policy")
+_OUR_POLICIES_OF_ASSUMING: Final = ("identity-based policy", "permissions boundary", "service control policy")
+_REFUSED_ACTION: Final = re.compile(r"not authorized to perform: (kms:[A-Za-z]{1,64}) ")
+
 _TIMEOUTS: Final = (bx.ReadTimeoutError, bx.ConnectTimeoutError)
 
 #: what botocore refuses to send: our parameters, a Region or an endpoint, none of which gets better by itself
@@ -129,12 +146,14 @@ class NoAnswer(Transient):
 
 @dataclass(frozen=True)
 class Reply:
-    """One answer. ``error`` None means success, or the code that the caller expected."""
+    """One answer. ``error`` None means success, or the code that the caller expected. ``refused`` is the action that
+    AWS names in a denial: of an operation that needs two, the first that is not allowed."""
 
     body: Mapping[str, Any] = field(default_factory=dict, repr=False)
     code: str = ""
     request_id: str | None = None
     error: KeyServiceError | None = None
+    refused: str = ""
 
 
 def ask(
@@ -165,7 +184,9 @@ def _reply(operation: str, call: Callable[[], Mapping[str, Any]], expected: str)
         request_id = _request_id(getattr(error, "response", None))
         if expected and code == expected:
             return Reply(code=code, request_id=request_id)
-        return Reply(code=code, request_id=request_id, error=map_error(error, operation))
+        return Reply(
+            code=code, request_id=request_id, error=map_error(error, operation), refused=_refused_action(error)
+        )
     return Reply(body=body, request_id=_request_id(body))
 
 
@@ -192,18 +213,30 @@ def _map_answer(error: bx.ClientError, operation: str) -> KeyServiceError:
     elif state is KeyState.KEY_STATE and "pending deletion" in message:
         state = KeyState.KEY_PENDING_DELETION
     kind = {KeyState.INTEGRITY: Integrity, KeyState.MISCONFIGURED: Misconfigured}.get(state, Denied)
-    return kind(_MESSAGES[state], state=state, aws_code=code)
+    mapped = kind(_MESSAGES[state], state=state, aws_code=code)
+    if isinstance(mapped, Denied):
+        mapped.denier = next((denier for words, denier in _DENIERS.items() if words in message), None)
+    return mapped
 
 
 def _who_denied(message: str, operation: str) -> KeyState:
-    """Session policies and VPC endpoint policies are ours: what they deny is not the customer's no (INV-8).
+    """Session policies and VPC endpoint policies are ours, and whatever of our account keeps us from assuming roles:
+    what they deny is not the customer's no (INV-8).
 
     https://docs.aws.amazon.com/IAM/latest/UserGuide/troubleshoot_access-denied.html gives the wording. Neither an ARN
     nor a role's name can hold the space, so the customer's own text cannot look like it.
     """
-    if "session policy" in message or "VPC endpoint policy" in message:
+    is_assuming = operation.startswith("sts.")
+    ours = (*_OUR_POLICIES, *_OUR_POLICIES_OF_ASSUMING) if is_assuming else _OUR_POLICIES
+    if any(words in message for words in ours):
         return KeyState.MISCONFIGURED
-    return KeyState.ROLE_REFUSED if operation.startswith("sts.") else KeyState.ACCESS_DENIED
+    return KeyState.ROLE_REFUSED if is_assuming else KeyState.ACCESS_DENIED
+
+
+def _refused_action(error: Exception) -> str:
+    message = _text(error, "Error", "Message") if isinstance(error, bx.ClientError) else ""
+    found = _REFUSED_ACTION.search(message)
+    return found[1] if found else ""
 
 
 def _transient(aws_code: str, operation: str, name: str, *, is_known: bool) -> Transient:
@@ -268,7 +301,7 @@ def _check_key(reply: Reply, key_arn: str) -> None:
     if reply.error is not None:
         raise reply.error
     if reply.body.get("KeyId") != key_arn:
-        raise Integrity("KMS used another key than the stored one")
+        raise WrongKey("KMS used another key than the stored one")
 
 
 # ---------------------------------------------------------------- seconds

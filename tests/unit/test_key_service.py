@@ -16,9 +16,19 @@ from structlog.testing import capture_logs
 from broker_core.adapters.aws_clients import AwsOptions
 from broker_core.adapters.key_service import SLOT_SECONDS, KmsKeyService
 from broker_core.context import for_secret
-from broker_core.errors import Busy, Denied, Integrity, KeyServiceError, KeyState, Misconfigured, Receipt, Transient
+from broker_core.errors import (
+    Busy,
+    Denied,
+    Integrity,
+    KeyServiceError,
+    KeyState,
+    Misconfigured,
+    Receipt,
+    Transient,
+    WrongKey,
+)
 from broker_core.model import Blob, CipherName, Connection, Purpose
-from broker_core.policies import Action, deny_all, session_policy, to_json
+from broker_core.policies import Action, Extra, deny_all, extra_policy, session_policy, to_json
 from broker_core.ports import KeyUse
 from broker_core.secret import Plaintext
 from tests.fakes_keys import ManualClock, Script, ScriptedAws, aws_error
@@ -138,8 +148,8 @@ class TestWhatIsAsked:
             decrypt=[lambda _: {"Plaintext": b"value", **answer}],
             encrypt=[lambda _: {"CiphertextBlob": b"blob", **answer}],
         )
-        assert isinstance(stage.refused(), Integrity)
-        with pytest.raises(Integrity):
+        assert isinstance(stage.refused(), WrongKey)
+        with pytest.raises(WrongKey):
             stage.service.encrypt(USE, Plaintext(b"value"), 10)
 
     def test_a_platform_blob_is_integrity_and_asks_nothing(self) -> None:
@@ -440,3 +450,114 @@ class TestNothingLeaks:
             assert "sentinel-3f9a" not in repr(found) + str(found) + repr(vars(found))
             found = found.__cause__ or found.__context__
         assert "sentinel-3f9a" not in "".join(traceback.format_exception(caught.value)).replace('b"sentinel-3f9a"', "")
+
+
+DRY_RUN_OK = aws_error("DryRunOperationException", status=412)
+DENIED = aws_error("AccessDeniedException", "not authorized")
+
+
+class TestMayAssume:
+    """Only to see whether the role lets us in."""
+
+    def test_it_asks_with_a_session_that_may_do_nothing(self) -> None:
+        """Deny-all, 900 s, this external id, and nothing is asked of KMS."""
+        stage = Stage()
+        stage.service.may_assume(USE, "another-external-id", 10)
+        (asked,) = stage.aws.asked_for("assume_role")
+        assert (asked["Policy"], asked["DurationSeconds"]) == (to_json(deny_all()), 900)
+        assert (asked["ExternalId"], asked["RoleSessionName"]) == ("another-external-id", NAME)
+        assert stage.times() == (1, 0)
+
+    def test_without_one_the_parameter_is_left_out(self) -> None:
+        """An empty one would be refused for its form, and prove nothing."""
+        stage = Stage()
+        stage.service.may_assume(USE, None, 10)
+        assert "ExternalId" not in stage.aws.asked_for("assume_role")[0]
+
+    def test_what_comes_back_is_dropped(self) -> None:
+        """The answer holds the receipt and no credentials, in no form."""
+        permit = Stage().service.may_assume(USE, None, 10)
+        assert "scripted" not in repr(vars(permit)) + repr(vars(permit.receipt))
+
+    def test_it_is_never_a_shared_session(self) -> None:
+        """With sessions shared, it still asks each time, and leaves nothing for others."""
+        stage = Stage(AwsOptions(sts_reuse_seconds=600))
+        stage.decrypt()
+        stage.service.may_assume(USE, CONNECTION.external_id, 10)
+        stage.service.may_assume(USE, CONNECTION.external_id, 10)
+        stage.decrypt()
+        assert stage.times() == (3, 2)
+
+    def test_a_transient_answer_is_asked_again(self) -> None:
+        """And is none, if it stays so."""
+        throttled = aws_error("Throttling")
+        once = Stage(assume_role=[throttled, aws_error("AccessDenied", operation="AssumeRole")])
+        assert not once.service.may_assume(USE, None, 10).is_allowed
+        with pytest.raises(Transient):
+            Stage(assume_role=[throttled]).service.may_assume(USE, None, 10)
+
+    def test_a_refusal_counts_only_while_our_own_side_works(self) -> None:
+        """Where even the control role is refused, nothing was learnt about the customer's."""
+        stage = Stage(
+            AwsOptions(control_role_arn=CONTROL), assume_role=[aws_error("AccessDenied", operation="AssumeRole")]
+        )
+        with pytest.raises(Transient), capture_logs():
+            stage.service.may_assume(USE, None, 10)
+
+
+class TestPermits:
+    """Whether the role could do more with the key."""
+
+    @pytest.mark.parametrize(
+        ("extra", "method"),
+        [
+            (Extra.CREATE_GRANT, "create_grant"),
+            (Extra.GENERATE_DATA_KEY, "generate_data_key"),
+            (Extra.GENERATE_DATA_KEY_WITHOUT_PLAINTEXT, "generate_data_key_without_plaintext"),
+            (Extra.GENERATE_DATA_KEY_PAIR, "generate_data_key_pair"),
+            (Extra.GENERATE_DATA_KEY_PAIR_WITHOUT_PLAINTEXT, "generate_data_key_pair_without_plaintext"),
+            (Extra.RE_ENCRYPT_FROM, "re_encrypt"),
+        ],
+    )
+    def test_only_asks_under_a_session_that_would_let_it(self, extra: Extra, method: str) -> None:
+        """DryRun, the key's ARN, and a policy that allows this on the one key: what decides is the customer's."""
+        stage = Stage(**{method: [DRY_RUN_OK]})
+        assert stage.service.permits(USE, extra, 10).is_allowed
+        (asked,) = stage.aws.asked_for(method)
+        assert asked["DryRun"] is True
+        assert KEY in (asked.get("KeyId"), asked.get("SourceKeyId"))
+        assert stage.aws.asked_for("assume_role")[0]["Policy"] == to_json(extra_policy(extra, KEY))
+
+    def test_it_is_never_a_shared_session(self) -> None:
+        """A session that may do more than the two is given to nobody."""
+        stage = Stage(AwsOptions(sts_reuse_seconds=600), create_grant=[DENIED])
+        for _ in range(2):
+            stage.service.permits(USE, Extra.CREATE_GRANT, 10)
+        stage.decrypt()
+        assert stage.times() == (3, 1)
+
+    def test_what_is_done_instead_of_only_asked_is_refused(self) -> None:
+        """An endpoint that ignores DryRun has made a data key: it goes nowhere."""
+        stage = Stage(generate_data_key=[lambda _: {"Plaintext": b"sentinel-data-key", "KeyId": KEY}])
+        with pytest.raises(Misconfigured) as caught:
+            stage.service.permits(USE, Extra.GENERATE_DATA_KEY, 10)
+        assert "sentinel" not in "".join(traceback.format_exception(caught.value)) + repr(vars(caught.value))
+
+    def test_our_own_policy_in_the_way_is_no_answer(self) -> None:
+        """A missing allow in a session policy is ours: it must not look like the customer's no."""
+        stage = Stage(create_grant=[aws_error("AccessDeniedException", "because no session policy allows the action")])
+        with pytest.raises(Misconfigured):
+            stage.service.permits(USE, Extra.CREATE_GRANT, 10)
+
+    @pytest.mark.parametrize(("named", "is_allowed"), [("kms:ReEncryptTo", True), ("kms:ReEncryptFrom", False)])
+    def test_of_a_re_encryption_the_source_is_told_from_the_target(self, named: str, is_allowed: bool) -> None:
+        """KMS asks about the source first: a no about the target is a yes about the source."""
+        message = f"User: arn is not authorized to perform: {named} on resource: {KEY}"
+        stage = Stage(re_encrypt=[aws_error("AccessDeniedException", message)])
+        assert stage.service.permits(USE, Extra.RE_ENCRYPT_FROM, 10).is_allowed is is_allowed
+
+    def test_a_disabled_key_is_an_error(self) -> None:
+        """It says nothing of what is allowed."""
+        with pytest.raises(Denied) as caught:
+            Stage(create_grant=[aws_error("DisabledException")]).service.permits(USE, Extra.CREATE_GRANT, 10)
+        assert caught.value.state is KeyState.KEY_DISABLED

@@ -16,7 +16,7 @@ from opentelemetry.sdk.metrics.export import InMemoryMetricReader, Sum
 from structlog.testing import capture_logs
 
 from broker_core.adapters.kms import DEAD_SESSION, DRY_RUN_OK, NoAnswer, Reply, ask, map_error, normal_code
-from broker_core.errors import Denied, Integrity, KeyServiceError, KeyState, Misconfigured, Transient
+from broker_core.errors import Denied, Denier, Integrity, KeyServiceError, KeyState, Misconfigured, Transient
 from tests.fakes_keys import aws_error
 
 S = KeyState
@@ -187,6 +187,24 @@ class TestAnswers:
         ):
             assert map_error(aws_error("KMSInvalidStateException", message), "kms.Decrypt").state is state
 
+    @pytest.mark.parametrize(
+        ("why", "denier"),
+        [
+            ("with an explicit deny in a resource-based policy", Denier.KEY_POLICY),
+            ("with an explicit deny in an identity-based policy", Denier.IDENTITY_POLICY),
+            ("with an explicit deny in a permissions boundary", Denier.BOUNDARY),
+            ("with an explicit deny in a service control policy", Denier.ORGANIZATION),
+            ("with an explicit deny in a resource control policy", Denier.ORGANIZATION),
+            ("because no resource-based policy allows the kms:Decrypt action", None),
+            ("because no identity-based policy allows the kms:Decrypt action", None),
+        ],
+    )
+    def test_an_explicit_deny_says_whose_it_is(self, why: str, denier: Denier | None) -> None:
+        """An owner looks for it in the right place; a missing allow has no place of its own."""
+        error = map_error(aws_error("AccessDeniedException", f"User: x is not authorized {why}"), "kms.Decrypt")
+        assert isinstance(error, Denied)
+        assert error.denier is denier
+
     @pytest.mark.parametrize("operation", ["kms.Decrypt", "sts.AssumeRole"])
     @pytest.mark.parametrize(
         "why",
@@ -202,6 +220,26 @@ class TestAnswers:
             aws_error("AccessDeniedException", f"User: a is not authorized to perform: b {why}"), operation
         )
         assert (error.state, type(error)) == (S.MISCONFIGURED, Misconfigured)
+
+    @pytest.mark.parametrize(
+        "why",
+        [
+            "because no identity-based policy allows the sts:AssumeRole action",
+            "with an explicit deny in an identity-based policy",
+            "because no permissions boundary allows the sts:AssumeRole action",
+            "with an explicit deny in a service control policy",
+        ],
+    )
+    def test_what_our_own_side_of_assume_role_denies_is_misconfigured(self, why: str) -> None:
+        """Of AssumeRole the caller's policies are ours: a permission that we lost blames no customer (INV-8)."""
+        message = f"User: a is not authorized to perform: sts:AssumeRole on resource: b {why}"
+        assert map_error(aws_error("AccessDenied", message), "sts.AssumeRole").state is S.MISCONFIGURED
+
+    def test_what_the_trust_policy_denies_is_the_customers(self) -> None:
+        """A trust policy is the role's resource-based policy."""
+        message = "User: a is not authorized to perform: sts:AssumeRole on resource: b"
+        for why in ("", " with an explicit deny in a resource-based policy"):
+            assert map_error(aws_error("AccessDenied", message + why), "sts.AssumeRole").state is S.ROLE_REFUSED
 
     @pytest.mark.parametrize("why", ["no resource-based policy allows", "no identity-based policy allows", ""])
     def test_what_the_customers_policies_deny_is_theirs(self, why: str) -> None:
