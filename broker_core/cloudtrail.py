@@ -15,6 +15,7 @@ https://docs.aws.amazon.com/kms/latest/developerguide/logging-using-cloudtrail.h
 
 from __future__ import annotations
 
+import json
 import re
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -26,6 +27,7 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
 
+from broker_core import context
 from broker_core.audit import Outcome
 from broker_core.errors import Invalid
 from broker_core.model import Purpose
@@ -42,7 +44,7 @@ _SOURCES = {"kms.amazonaws.com", "sts.amazonaws.com"}
 class Verdict(StrEnum):
     """What one call of the customer's trail is to us."""
 
-    MATCHED = "matched"  # the audit row holds this very request id, under this session's name
+    MATCHED = "matched"  # the audit row holds this very request id, under this session's name, for what was done
     ATTEMPT = "attempt"  # in the session of a use that we recorded, and AWS refused it: a try before its last
     UNANSWERED = "unanswered"  # the same, and AWS says that it worked: its answer did not reach us, or was not recorded
     THEIRS_ONLY = "theirs_only"  # nothing of ours explains it
@@ -129,13 +131,20 @@ def call_of(record: Mapping[str, Any], roles: Collection[str]) -> TrailCall | No
         event_id=str(record["eventID"]),
         request_id=str(record.get("requestID") or ""),
         event_name=str(record["eventName"]),
-        time=datetime.strptime(record["eventTime"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=UTC),
+        time=_time_of(record["eventTime"]),
         region=str(record["awsRegion"]),
         session_name=session[1],
         error_code=record.get("errorCode"),
         key_arn=_key_of(record),
         encryption_context=dict(asked.get("encryptionContext") or {}),
     )
+
+
+def _time_of(text: str) -> datetime:
+    """As AWS writes it: UTC, to the second. (``strptime`` would take longer than all the rest.)"""
+    if len(text) != 20 or not text.endswith("Z"):
+        raise ValueError("not a time of CloudTrail's")
+    return datetime.fromisoformat(text)
 
 
 def _session_of(identity: Mapping[str, Any]) -> tuple[str | None, str | None]:
@@ -277,6 +286,7 @@ def _call_values(call: TrailCall) -> dict[str, Any]:
         "audit_id": str(audit) if audit else None,
         "error": call.error_code,
         "key_arn": call.key_arn,
+        "context": _canonical(call.encryption_context) if call.encryption_context else None,
     }
 
 
@@ -289,17 +299,33 @@ def _use_values(use: Use) -> dict[str, Any]:
         "assume_id": receipt.assume_request_id if receipt else None,
         "kms_id": receipt.kms_request_id if receipt else None,
         "own_session": f"axiorank-{use.intent.purpose.value}-{use.intent.id}",
-        "kms_name": _KMS_NAMES.get(use.intent.purpose, "Decrypt"),
+        "kms_name": _kms_name(use),
+        "context": _context_of(use),
         "error": use.result.aws_code or None if use.result and use.result.outcome is not Outcome.OK else None,
     }
 
 
-#: what a row's one KMS call was; probes and verifications do both, and their rows do not say which
-_KMS_NAMES = {
-    Purpose.ENCRYPT: "Encrypt",
-    Purpose.PROBE: "Encrypt or Decrypt",
-    Purpose.VERIFY: "Encrypt or Decrypt",
-}
+def _kms_name(use: Use) -> str:
+    """What a row's one KMS call was. Probes and verifications do both, and so do re-encryptions (for ``encrypt``, and
+    of no event); their rows do not say which."""
+    purpose = use.intent.purpose
+    if purpose in (Purpose.PROBE, Purpose.VERIFY) or (purpose is Purpose.ENCRYPT and use.intent.event_id is None):
+        return "Encrypt or Decrypt"
+    return "Encrypt" if purpose is Purpose.ENCRYPT else "Decrypt"
+
+
+def _context_of(use: Use) -> str | None:
+    """The context that a row's call had. None where the row does not say: a verification tries another one, too."""
+    intent = use.intent
+    if intent.secret_name is not None and intent.version is not None:
+        return _canonical(context.for_secret(intent.workspace_id, intent.secret_name, intent.version))
+    if intent.purpose is Purpose.PROBE and intent.connection_id is not None:
+        return _canonical(context.for_canary(intent.workspace_id, intent.connection_id))
+    return None
+
+
+def _canonical(pairs: Mapping[str, str]) -> str:
+    return json.dumps(dict(pairs), sort_keys=True)
 
 
 def _moment(seconds: int) -> datetime:
@@ -308,27 +334,32 @@ def _moment(seconds: int) -> datetime:
 
 _TABLES = """
     CREATE TABLE trail (event_id TEXT PRIMARY KEY, request_id TEXT, event_name TEXT, time INTEGER, session TEXT,
-        audit_id TEXT, error TEXT, key_arn TEXT) WITHOUT ROWID;
+        audit_id TEXT, error TEXT, key_arn TEXT, context TEXT) WITHOUT ROWID;
     CREATE INDEX trail_request ON trail (request_id);
     CREATE TABLE ours (audit_id TEXT PRIMARY KEY, time INTEGER, session TEXT, assume_id TEXT, kms_id TEXT,
-        own_session TEXT, kms_name TEXT, error TEXT) WITHOUT ROWID;
-    CREATE INDEX ours_kms ON ours (kms_id);
-    CREATE INDEX ours_assume ON ours (assume_id);
+        own_session TEXT, kms_name TEXT, error TEXT, context TEXT) WITHOUT ROWID;
+    CREATE INDEX ours_session ON ours (session);
 """
 _ADD_CALL = """INSERT OR IGNORE INTO trail VALUES (:event_id, :request_id, :event_name, :time, :session, :audit_id,
-    :error, :key_arn)"""
+    :error, :key_arn, :context)"""
 _ADD_USE = """INSERT OR REPLACE INTO ours VALUES (:audit_id, :time, :session, :assume_id, :kms_id, :own_session,
-    :kms_name, :error)"""
+    :kms_name, :error, :context)"""
+# What worked must be what the row is about: else one secret could be written down and another one be decrypted.
+_FITS = """(t.error IS NOT NULL OR t.event_name = 'AssumeRole'
+    OR (t.event_name IN ('Encrypt', 'Decrypt') AND o.kms_name IN (t.event_name, 'Encrypt or Decrypt')
+        AND (o.context IS NULL OR t.context IS NULL OR o.context = t.context)))"""
 # A request id alone explains nothing: the session's name must be the one that the row says. A session that was shared
 # by several uses bears the first one's name, and each row of theirs has its AssumeRole's request id too.
-_VERDICTS = """
+_VERDICTS = f"""
     SELECT t.*, CASE
-        WHEN EXISTS (SELECT 1 FROM ours o WHERE o.session = t.session
+        WHEN EXISTS (SELECT 1 FROM ours o WHERE o.session = t.session AND {_FITS}
             AND CASE t.event_name WHEN 'AssumeRole' THEN o.assume_id ELSE o.kms_id END = t.request_id) THEN 'matched'
-        WHEN EXISTS (SELECT 1 FROM ours o WHERE o.audit_id = t.audit_id AND o.own_session = t.session)
+        WHEN EXISTS (SELECT 1 FROM ours o WHERE o.audit_id = t.audit_id AND o.own_session = t.session AND {_FITS})
+            OR (EXISTS (SELECT 1 FROM ours o WHERE o.audit_id = t.audit_id AND o.own_session = t.session)
+                AND EXISTS (SELECT 1 FROM ours o WHERE o.session = t.session AND {_FITS}))
             THEN CASE WHEN t.error IS NULL THEN 'unanswered' ELSE 'attempt' END
         ELSE 'theirs_only' END AS verdict
-    FROM trail t"""
+    FROM trail t"""  # noqa: S608 - made of constants
 _MISSING = """
     SELECT c.*, CASE
         WHEN :first IS NULL OR c.time < :first OR c.time > :last THEN 'outside_the_trail'

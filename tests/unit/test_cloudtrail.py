@@ -6,6 +6,7 @@ The records are as the AWS documentation shows them, cut to what is read.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -140,6 +141,62 @@ def test_a_second_success_in_a_known_session_is_listed(matching: Matching) -> No
 
     (found,) = matching.unexplained()
     assert (found.verdict, found.request_id, found.audit_id) == (Verdict.UNANSWERED, "k-2", row.intent.id)
+
+
+def of_secret(name: str, audit: UUID | None = None) -> Use:
+    """A row of one use of a secret's first version."""
+    row = use(audit=audit)
+    return replace(row, intent=replace(row.intent, secret_name=name, version=1))
+
+
+def under(name: str) -> dict[str, Any]:
+    """What a call's record shows of its context."""
+    return {
+        "encryptionContext": {"axiorank:workspace": "ws", "axiorank:secret": name, "axiorank:version": "1"},
+        "encryptionAlgorithm": "SYMMETRIC_DEFAULT",
+    }
+
+
+def test_a_call_under_the_rows_context_is_matched(matching: Matching) -> None:
+    """The trail shows the context of the secret that the row is about."""
+    row = of_secret("github")
+    matching.add_trail([kms("Decrypt", "k-1", session_of(row), requestParameters=under("github"))])
+    matching.add_ours([row])
+
+    assert matching.summary().matched == 1
+
+
+@pytest.mark.parametrize("request_id", ["k-1", "k-2"])
+def test_a_call_of_another_secret_is_not_explained_by_the_row(matching: Matching, request_id: str) -> None:
+    """Whoever writes one secret into the log and decrypts another is found, by whatever request id."""
+    row = of_secret("github")
+    matching.add_trail([kms("Decrypt", request_id, session_of(row), requestParameters=under("payroll"))])
+    matching.add_ours([row])
+
+    assert matching.summary().theirs_only == 1
+
+
+@pytest.mark.parametrize("request_id", ["k-1", "k-2"])
+@pytest.mark.parametrize("name", ["Encrypt", "CreateGrant", "GenerateDataKey"])
+def test_another_operation_is_not_explained_by_the_row(matching: Matching, name: str, request_id: str) -> None:
+    """A row of an injection is of one Decrypt, and of nothing else that worked in its session."""
+    row = use()
+    matching.add_trail([kms(name, request_id, session_of(row))])
+    matching.add_ours([row])
+
+    assert matching.summary().theirs_only == 1
+
+
+def test_a_lost_answer_in_a_shared_session_is_unanswered(matching: Matching) -> None:
+    """The session bears the first use's name, and the second's secret is that of the second row."""
+    first = of_secret("github")
+    shared = session_of(first)
+    second = of_secret("payroll")
+    second = replace(second, result=Result(Outcome.FAILED, receipt=Receipt(shared, "a-1", None)))
+    matching.add_trail([kms("Decrypt", "k-2", shared, requestParameters=under("payroll"))])
+    matching.add_ours([first, second])
+
+    assert matching.summary().unanswered == 1
 
 
 def test_a_shared_session_explains_the_uses_that_recorded_it(matching: Matching) -> None:
