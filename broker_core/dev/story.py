@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import Any
+from uuid import UUID
 
+from broker_core import proof_document
+from broker_core.adapters.signing import Ed25519Signer, thumbprint, verified
 from broker_core.dev.scene import (
     WORKSPACE,
     NotSeen,
@@ -18,6 +21,8 @@ from broker_core.dev.scene import (
 )
 from broker_core.dev.stack import OUR_ACCOUNT, PROGRAMS
 from broker_core.model import EventState, EventType
+from broker_core.ports import Proof
+from broker_core.proof_document import CONTENT_TYPE
 
 Detail = Mapping[str, Any]
 #: name, sentence, what is done
@@ -40,7 +45,11 @@ class Story(Scene):
             "The customer made a KMS key and a role that we may assume with their external id.",
             self.customer_account,
         )
-        yield "connect", "The workspace's owner connects them: a canary goes into the key and comes back.", self.connect
+        yield (
+            "connect",
+            "The workspace's owner connects them: nothing is enabled before every step of the verification is passed.",
+            self.connect,
+        )
         yield (
             "event",
             "A secret.created event arrives; a worker encrypts the value under the customer's key.",
@@ -81,6 +90,11 @@ class Story(Scene):
             "The customer deletes the role: a role of the same name, made again, does not help.",
             self.role_deleted,
         )
+        yield (
+            "lockout_proof",
+            "The owner has it proved, by dry run and real Decrypt for each secret, and gets a signed document.",
+            self.lockout_proof,
+        )
         yield "reprovision", "Re-provisioning: a new connection, and the values given again.", self.reprovision
         yield "nothing_left", "What is left of values on the way in: no claim, no file.", self.nothing_left
 
@@ -111,11 +125,16 @@ class Story(Scene):
         }
 
     def connect(self) -> Detail:
-        """Connect, and look at the audit rows."""
-        connection = self._connect(self._customer)
+        """Connect, and look at the steps and at the audit rows."""
+        found = self._connect(self._customer)
         uses = self._uses("verify")
-        see(len(uses) >= 2, "the canary's Encrypt and Decrypt are in the audit log")
-        return {"connection": str(connection), "sessions": [session_name(use) for use in uses[-2:]]}
+        named = {
+            use.result.receipt.kms_request_id or use.result.receipt.assume_request_id for use in uses if use.result
+        }
+        asked = {step.request_id for step in found.steps if step.request_id}
+        see(bool(asked) and asked <= named, "every answer of AWS's in the steps is in the audit log")
+        steps = {step.name: f"{step.outcome.value} {step.aws_code}".strip() for step in found.steps}
+        return {"connection": str(found.connection.id), "steps": steps}
 
     def event(self) -> Detail:
         """Custody, from both sides."""
@@ -220,10 +239,33 @@ class Story(Scene):
         again = self._refusal("github")
         return {**refusal, "afterMakingTheRoleAgain": again["refused"]}
 
+    def lockout_proof(self) -> Detail:
+        """Every secret under the revoked connection, asked about by us or by the sweeper's process; and checked."""
+        proof = self._app.proofs.start(WORKSPACE, asked_by="demo")
+        ended = self._eventually(lambda: self._proved(proof.id), "the proof ended")
+        see(ended.is_locked_out is True and ended.total == 2, "both secrets are locked out")
+        public_key = Ed25519Signer(self._app.settings.signing_key or "").public_key
+        signed = proof_document.read(verified(ended.document or "", public_key, CONTENT_TYPE))
+        see(proof_document.summary(signed).is_locked_out, "the signed document says so")
+        asks = [ask for secret in signed["secrets"] for ask in secret["asked"]]
+        for ask in asks:
+            if ask["inYourCloudTrail"]:
+                self._in_trail(ask["kmsRequestId"])
+        return {
+            "lockedOut": ", ".join(secret["name"] for secret in signed["secrets"]),
+            "asked": "; ".join(f"{ask['how']}: {ask['answer']} ({ask['awsCode']})" for ask in asks),
+            "inTheCustomersTrail": f"{sum(ask['inYourCloudTrail'] for ask in asks)} of {len(asks)} denials",
+            "signature": f"EdDSA, key {thumbprint(public_key)}",
+        }
+
+    def _proved(self, proof_id: UUID) -> Proof | None:
+        proof = self._app.proofs.step(WORKSPACE, proof_id)
+        return proof if proof.ended_at is not None else None
+
     def reprovision(self) -> Detail:
         """A new key, a new role, the values again."""
         fresh = self._stack.customer(external_id(), role_name="axiorank-byok-2")
-        connection = self._connect(fresh)
+        connection = self._connect(fresh).connection.id
         for name in ("github", "older"):
             self._give(name, "secret.rotated")
             see(self._candidate(name).connection is not None, "the blob has a connection")

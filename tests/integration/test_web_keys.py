@@ -1,0 +1,125 @@
+"""The platform's keys over HTTP: what is fetched, and what is not put up with."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING
+
+import pytest
+from structlog.testing import capture_logs
+
+from broker_core.adapters.clock import SystemClock
+from broker_core.api import jwks
+from broker_core.api.jwks import Jwks
+from broker_core.errors import Unavailable
+from tests.tokens import Platform
+
+if TYPE_CHECKING:
+    from broker_core.dev.upstream import SampleUpstream
+
+PLATFORM = Platform()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        server = self.server
+        assert isinstance(server, KeyServer)
+        server.asked.append((self.path, dict(self.headers)))
+        if self.path == "/moved":
+            self._answer(302, b"", Location=f"{server.url}/jwks")
+        elif self.path == "/drip":
+            self._answer(200, b"", **{"Content-Length": "1000"})
+            try:
+                while not server.over.wait(0.05):
+                    self.wfile.write(b" ")
+            except OSError:
+                return
+        else:
+            content = {"/jwks": PLATFORM.jwks(), "/large": PLATFORM.jwks() + b" " * jwks.LARGEST_SET}
+            self._answer(200 if self.path in content else 500, content.get(self.path, b"{}"))
+
+    def _answer(self, status: int, body: bytes, **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class KeyServer(ThreadingHTTPServer):
+    """The platform, on loopback."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.asked: list[tuple[str, dict[str, str]]] = []
+        self.over = threading.Event()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+@pytest.fixture
+def server() -> Iterator[KeyServer]:
+    with KeyServer() as opened:
+        thread = threading.Thread(target=opened.serve_forever, args=(0.01,))
+        thread.start()
+        yield opened
+        opened.over.set()
+        opened.shutdown()
+        thread.join()
+
+
+def keys_of(url: str) -> Jwks:
+    return jwks.from_setting(url, SystemClock())
+
+
+def refused(url: str) -> str:
+    """The class of what went wrong, as it is logged."""
+    with capture_logs() as logs, pytest.raises(Unavailable):
+        keys_of(url).check()
+    (line,) = logs
+    return str(line["reason"])
+
+
+class TestFetching:
+    @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+    def test_a_set(self, server: KeyServer, host: str) -> None:
+        """A set is fetched from its URL; plain http goes to a literal loopback address."""
+        keys = keys_of(server.url.replace("127.0.0.1", host) + "/jwks")
+        assert keys.find(PLATFORM.key_id, "EdDSA")
+        assert [(path, headers["Host"].partition(":")[0]) for path, headers in server.asked] == [("/jwks", "127.0.0.1")]
+
+    def test_redirects(self, server: KeyServer) -> None:
+        """A redirect is not followed."""
+        assert refused(f"{server.url}/moved") == "ValueError"
+        assert [path for path, _ in server.asked] == ["/moved"]
+
+    @pytest.mark.parametrize("path", ["/large", "/broken"])
+    def test_no_sets(self, server: KeyServer, path: str) -> None:
+        """A set that is too large, and any other status, are refused."""
+        assert refused(server.url + path) == "ValueError"
+
+    def test_proxies(self, server: KeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        """A proxy from the environment is not used."""
+        for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY", "https_proxy"):
+            monkeypatch.setenv(name, "http://127.0.0.1:1")
+        assert keys_of(f"{server.url}/jwks").find(PLATFORM.key_id, "EdDSA")
+
+    def test_slow_sets(self, server: KeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+        """An answer that comes byte by byte is given up when its time is over."""
+        monkeypatch.setattr(jwks, "FETCH_SECONDS", 0.2)
+        assert refused(f"{server.url}/drip") == "TimeoutError"
+
+    def test_nobody_there(self) -> None:
+        """Where nobody listens the keys are unavailable."""
+        assert refused("http://127.0.0.1:1/jwks") == "NewConnectionError"
+
+    def test_certificates(self, upstream: SampleUpstream) -> None:
+        """A server whose certificate nobody vouches for is not believed."""
+        assert refused(f"{upstream.url}/jwks") == "SSLError"
