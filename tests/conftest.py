@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from broker_core.dev.stack import LocalStack
     from broker_core.dev.upstream import SampleUpstream
     from tests.live import Live
+    from tests.web import Web
 
 HERE = Path(__file__).parent
 THIS_MACHINE = ["127.0.0.0/8", "127.0.0.1", "::1", "localhost"]
@@ -268,10 +269,20 @@ def live(live_with: Callable[..., Live], way_out: HttpsUpstream) -> Live:
 
 
 @pytest.fixture
+def web(live: Live) -> Iterator[Web]:
+    """The HTTP surface on ``live``, called in this process; ``web.serve()`` puts it on a socket."""
+    from tests.web import web_on
+
+    with web_on(live) as opened:
+        yield opened
+
+
+@pytest.fixture
 def stack(aws: AwsDouble, upstream: SampleUpstream) -> Iterator[LocalStack]:
     """A local stack with a PostgreSQL and two Valkeys that nobody else uses. (One AWS double runs in a process.)"""
     from broker_core.dev.postgres import Postgres
-    from broker_core.dev.stack import LocalStack
+    from broker_core.dev.stack import LocalStack, web_environment
+    from broker_core.dev.tokens import LocalTokens
     from broker_core.dev.valkey import Valkey
     from migrations import runner
     from tests.live import settings_for
@@ -282,7 +293,8 @@ def stack(aws: AwsDouble, upstream: SampleUpstream) -> Iterator[LocalStack]:
         queue = opened.enter_context(Valkey.start(persistent=True))
         claims = opened.enter_context(Valkey.start(persistent=False))
         opened.callback(aws.faults.clear)
+        tokens = opened.enter_context(LocalTokens.start())
         runner.upgrade(postgres.url)
-        environment = settings_for(postgres.url, queue.url, claims.url, aws, upstream)
+        environment = settings_for(postgres.url, queue.url, claims.url, aws, upstream) | web_environment(tokens)
         with LocalStack(postgres, queue, claims, aws, upstream, environment, _closing=opened.pop_all()) as started:
             yield started

@@ -110,7 +110,7 @@ def _workspace(app: Any, workspace: str) -> dict[str, Any]:
 
 
 def _connect(app: Any, workspace: str, role: str, external_id: str, key: str) -> dict[str, Any]:
-    return {"id": str(app.byok.connect(workspace, role, external_id, key).id)}
+    return {"id": str(app.byok.connect(workspace, role, external_id, key).connection.id)}
 
 
 def _publish(app: Any, document: dict[str, Any]) -> dict[str, Any]:

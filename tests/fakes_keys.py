@@ -6,7 +6,7 @@ import copy
 import os
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -15,9 +15,10 @@ from botocore.exceptions import ClientError
 
 from broker_core.context import EncryptionContext, associated_data
 from broker_core.envelope import DIRECT_MAX, Wrapped, open_into, seal, wipe
-from broker_core.errors import Integrity, KeyServiceError, Receipt, Transient
+from broker_core.errors import Integrity, KeyServiceError, KeyState, Receipt, Transient
 from broker_core.model import Blob, CipherName, Connection
-from broker_core.ports import KeyUse, Opened, Sealed
+from broker_core.policies import Extra
+from broker_core.ports import KeyUse, Opened, Permit, Sealed
 from broker_core.secret import Plaintext
 
 
@@ -41,7 +42,7 @@ class ManualClock:
 
 @dataclass(frozen=True)
 class KeyCall:
-    """One call of the fake: ``encrypt``, ``decrypt`` or ``check``."""
+    """One call of the fake: the method's name."""
 
     method: str
     use: KeyUse
@@ -52,6 +53,10 @@ class FakeKeyService:
 
     def __init__(self) -> None:
         self.calls: list[KeyCall] = []
+        #: what a key lets the role do beyond the two
+        self.allowed: set[Extra] = set()
+        #: which external ids a role takes beside its connection's; None stands for coming without one
+        self.lets_in: Callable[[str | None], bool] = lambda external_id: False
         self._keys: dict[str, bytes] = {}
         self._failures: dict[UUID | None, Callable[[KeyUse], KeyServiceError | None]] = {}
         self._lock = threading.Lock()
@@ -83,20 +88,49 @@ class FakeKeyService:
         wipe(self._open(use, blob, receipt))
         return receipt
 
+    def may_assume(self, use: KeyUse, external_id: str | None, seconds: float) -> Permit:
+        receipt = replace(self._receipt("may_assume", use), kms_request_id=None)
+        error = self._failure(use, receipt)
+        if isinstance(error, Transient):
+            raise error
+        is_refused = error is not None and error.state is KeyState.ROLE_REFUSED  # what the key says, STS does not know
+        is_own = external_id == use.connection.external_id
+        if not is_refused and (is_own or self.lets_in(external_id)):
+            return Permit(True, receipt)
+        return Permit(False, receipt, "AccessDenied")
+
+    def permits(self, use: KeyUse, extra: Extra, seconds: float) -> Permit:
+        receipt = self._receipt("permits", use)
+        error = self._failure(use, receipt)
+        if error is not None and error.state is not KeyState.ACCESS_DENIED:
+            raise error
+        if error is None and extra in self.allowed:
+            return Permit(True, receipt)
+        return Permit(False, receipt, "AccessDeniedException")
+
     def _begin(self, method: str, use: KeyUse) -> Receipt:
+        receipt = self._receipt(method, use)
+        error = self._failure(use, receipt)
+        if error is not None:
+            raise error
+        return receipt
+
+    def _receipt(self, method: str, use: KeyUse) -> Receipt:
         name = f"axiorank-{use.purpose}-{use.audit_id}"
         with self._lock:
             self.calls.append(KeyCall(method, use))
             number = len(self.calls)
-        receipt = Receipt(name, f"sts-{number}", f"kms-{number}")
+        return Receipt(name, f"sts-{number}", f"kms-{number}")
+
+    def _failure(self, use: KeyUse, receipt: Receipt) -> KeyServiceError | None:
         for whose in (use.connection.id, None):
             decide = self._failures.get(whose)
             error = decide(use) if decide else None
             if error is not None:
                 error = copy.copy(error)  # one exception raised twice would collect both traces
                 error.receipt = receipt
-                raise error
-        return receipt
+                return error
+        return None
 
     def _open(self, use: KeyUse, blob: Blob, receipt: Receipt) -> bytearray:
         if blob.cipher is CipherName.PLATFORM:
@@ -105,7 +139,7 @@ class FakeKeyService:
             sealed = blob.ciphertext if blob.cipher is CipherName.KMS else Wrapped.unpack(blob.ciphertext).sealed
             return open_into(self._key(use), sealed, associated_data(use.context))
         except Integrity as error:
-            error.receipt = receipt
+            error.aws_code, error.receipt = "InvalidCiphertextException", receipt
             raise
 
     def _key(self, use: KeyUse) -> bytes:
@@ -178,6 +212,12 @@ class ScriptedAws:
 
     def decrypt(self, **params: Any) -> Mapping[str, Any]:
         return self._answer("decrypt", params)
+
+    def __getattr__(self, operation: str) -> Any:
+        """An operation that a test has given answers for."""
+        if operation not in self.__dict__.get("_answers", {}):
+            raise AttributeError(operation)
+        return lambda **params: self._answer(operation, params)
 
     def asked_for(self, operation: str) -> list[dict[str, Any]]:
         """The parameters of every call of one operation."""

@@ -66,10 +66,9 @@ class Live:
 
     def connect(self, customer: CustomerAccount) -> Connection:
         """Connect the workspace to a customer's key."""
-        connection: Connection = self.app.byok.connect(
-            self.workspace, customer.role_arn, customer.external_id, customer.key_arn
-        )
-        return connection
+        verification = self.app.byok.connect(self.workspace, customer.role_arn, customer.external_id, customer.key_arn)
+        assert verification.is_current, verification.failed()
+        return verification.connection
 
     def event(
         self,

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import html
 import json
 import re
 import secrets
@@ -75,6 +76,8 @@ def _texts(piece: bytes) -> Iterator[tuple[bytes, str]]:
         yield re.sub(r"%[0-9A-F]{2}", lambda found: found[0].lower(), quoted).encode(), f"percent, {name}, lower"
     text = piece.decode("latin-1")
     yield text.encode("utf-16-le"), "utf-16"
+    for_pages = re.sub("[<>&'=]", lambda found: f"\\u{ord(found[0]):04x}", json.dumps(text)[1:-1])
+    yield from ((for_pages.encode(), "json for pages"), (html.escape(text).encode(), "html"))
     written = {"json": json.dumps(text)[1:-1], "repr": repr(text)[1:-1], "repr of bytes": repr(piece)[2:-1]}
     for name, form in written.items():
         yield form.encode(), name

@@ -55,7 +55,7 @@ class TakingIn:
 
     def value(self, name: str = "github") -> bytes:
         """The value in place, decrypted with whatever encrypted it."""
-        row = self.store.secret(WORKSPACE, name)
+        row = self.store.secret_row(WORKSPACE, name)
         assert row.blob is not None
         context = for_secret(WORKSPACE, name, row.version)
         if row.blob.cipher is CipherName.PLATFORM:

@@ -32,7 +32,7 @@ def connection(world: TakingIn) -> Connection:
 
 def cipher(world: TakingIn, name: str = "github") -> CipherName | None:
     """What encrypted the blob in place."""
-    blob = world.store.secret(WORKSPACE, name).blob
+    blob = world.store.secret_row(WORKSPACE, name).blob
     return blob.cipher if blob else None
 
 
@@ -405,8 +405,8 @@ class TestSettingChanges:
         receipt = world.accept()
         during_encryption(world, world.connect)
         world.custody.run(receipt.id)
-        assert world.store.secret(WORKSPACE, "github").connection_id == world.store.setting(WORKSPACE).connection.id  # type: ignore[union-attr]
-        assert world.store.secret(WORKSPACE, "github").connection_id != connection.id
+        assert world.store.secret_row(WORKSPACE, "github").connection_id == world.store.setting(WORKSPACE).connection.id  # type: ignore[union-attr]
+        assert world.store.secret_row(WORKSPACE, "github").connection_id != connection.id
 
     def test_a_disconnection_meanwhile_is_followed(self, world: TakingIn, connection: Connection) -> None:
         """Back to the platform cipher, because the setting says so."""

@@ -243,7 +243,7 @@ class TestCheck:
         (call,) = customers.keys.calls
         assert (call.method, call.use.purpose) == ("check", Purpose.CHECK)
         assert call.use.context["axiorank:secret"] == "token"
-        assert customers.store.secret("ws", "token").checked_at == customers.clock.now()
+        assert customers.store.secret_row("ws", "token").checked_at == customers.clock.now()
 
     def test_a_batchs_intents_are_one_statement_before_the_first_call(self) -> None:
         """INV-5: all intents of a batch are committed at once, before any key is used."""
@@ -390,7 +390,7 @@ class TestCheck:
         customers.connect()
         customers.keep(name="one")
         customers.keep(name="other")
-        customers.store.secret("ws", "one").blob = customers.store.secret("ws", "other").blob
+        customers.store.secret_row("ws", "one").blob = customers.store.secret_row("ws", "other").blob
         customers.after_a_round()
 
         with capture_logs() as logs:

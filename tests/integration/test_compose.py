@@ -5,6 +5,7 @@ There is no container engine where this runs, so the servers' own arguments are 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import shlex
 import subprocess
@@ -19,10 +20,11 @@ from ruamel.yaml import YAML
 from broker_core import settings_checks
 from broker_core.dev import valkey
 from broker_core.dev.valkey import Valkey
+from broker_core.settings import WEB, Settings
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "docker-compose.yml"
-PROCESSES = ["release", "worker", "sweeper", "scheduler"]
+PROCESSES = ["release", "web", "worker", "sweeper", "scheduler"]
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +97,7 @@ def test_every_store_has_a_health_check(compose: Any, name: str) -> None:
     assert compose["services"][name]["healthcheck"]["test"]
 
 
-@pytest.mark.parametrize("name", ["worker", "sweeper", "scheduler"])
+@pytest.mark.parametrize("name", ["web", "worker", "sweeper", "scheduler"])
 def test_a_process_waits_for_what_it_needs(compose: Any, name: str) -> None:
     """A process starts once the stores are healthy and the migrations are through."""
     conditions = {needed: rule["condition"] for needed, rule in compose["services"][name]["depends_on"].items()}
@@ -112,6 +114,22 @@ def test_a_process_is_the_procfiles(compose: Any, name: str) -> None:
     """A process runs what the Procfile runs under that name."""
     lines = dict(line.split(": ", 1) for line in (ROOT / "Procfile").read_text().splitlines() if ": " in line)
     assert ["broker", *_command(compose["services"][name])] == shlex.split(lines[name])
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("web", {*WEB, "aws_account_id", "signing_key"}),
+        ("worker", {"webhook_url", "webhook_secret"}),
+        ("sweeper", {"signing_key"}),
+    ],
+)
+def test_a_process_has_what_it_alone_needs(compose: Any, name: str, fields: set[str]) -> None:
+    """Tokens for web, the signing key for who signs, the webhook for who sends; every variable is a setting."""
+    variables = {str(each.metadata["variable"]): each.name for each in dataclasses.fields(Settings)}
+    given = {each.removesuffix("_FILE") for each in compose["services"][name]["environment"]}
+    assert given <= {*variables, "AWS_REGION"}
+    assert fields <= {variables.get(each) for each in given}
 
 
 @pytest.mark.parametrize("name", PROCESSES)

@@ -39,7 +39,14 @@ TABLES = (
     "secret_events",
     "decrypt_failures",
     "audit_log",
+    "lockout_proofs",
+    "lockout_proof_items",
+    "notifications",
+    "reencryptions",
+    "reencryption_items",
 )
+#: those that the first release had
+FIRST_TABLES = TABLES[:7]
 
 
 @pytest.fixture
@@ -62,6 +69,7 @@ def connection(clean_database: str) -> Iterator[psycopg.Connection[Any]]:
 def good_rows(workspace: str) -> Rows:
     """One good row for each table, each pointing at the others."""
     connection_id, secret_id, external_id = uuid4(), uuid4(), f"external-{uuid4().hex}"
+    proof_id, move_id = uuid4(), uuid4()
     return {
         "workspaces": {"id": workspace, "plan": "enterprise"},
         "external_ids": {"external_id": external_id, "workspace_id": workspace},
@@ -121,7 +129,48 @@ def good_rows(workspace: str) -> Rows:
             "outcome": None,
             "ended_at": None,
         },
+        "notifications": {
+            "id": uuid4(),
+            "workspace_id": workspace,
+            "type": "byok.connection_failing",
+            "cause": "cause",
+            "connection_id": connection_id,
+            "payload": "{}",
+        },
+        "lockout_proofs": {
+            "id": proof_id,
+            "workspace_id": workspace,
+            "connection_id": connection_id,
+            "asked_by": "tests",
+            "ended_at": None,
+            "is_locked_out": None,
+            "document": None,
+        },
+        "lockout_proof_items": {
+            "proof_id": proof_id,
+            "workspace_id": workspace,
+            "secret_id": secret_id,
+            "name": "github",
+            "version": 1,
+            "outcome": None,
+            "settled_at": None,
+        },
+        "reencryptions": {"id": move_id, "workspace_id": workspace, "ended_at": None, "stopped_by": None},
+        "reencryption_items": {
+            "reencryption_id": move_id,
+            "workspace_id": workspace,
+            "secret_id": secret_id,
+            "connection_id": connection_id,
+            "outcome": None,
+            "settled_at": None,
+        },
     }
+
+
+def first_rows(workspace: str) -> Rows:
+    """Those of the tables that the first release had."""
+    rows = good_rows(workspace)
+    return {table: rows[table] for table in FIRST_TABLES}
 
 
 def insert(connection: psycopg.Connection[Any], table: str, row: dict[str, Any]) -> None:
@@ -136,7 +185,8 @@ def insert_all(connection: psycopg.Connection[Any], rows: Rows, up_to: str = "")
     for table in TABLES:
         if table == up_to:
             break
-        insert(connection, table, rows[table])
+        if table in rows:
+            insert(connection, table, rows[table])
 
 
 def tables_of(url: str) -> set[str]:
@@ -184,6 +234,60 @@ class TestRunning:
         with psycopg.connect(plain(fresh)) as connection:
             assert connection.execute(left).fetchone() == (0,)
 
+    def test_0002_keeps_the_rows_both_ways(self, fresh: str) -> None:
+        """What an older release wrote is as good after it, and what a newer one wrote after going back."""
+        count = "SELECT count(*) FROM broker_secrets, secret_events, decrypt_failures, audit_log"
+        upgrade(fresh, "0001")
+        with psycopg.connect(plain(fresh)) as connection:
+            insert_all(connection, first_rows("ws_1"))
+        upgrade(fresh, "0002")
+        with psycopg.connect(plain(fresh)) as connection:
+            assert connection.execute("SELECT policy_version FROM broker_secrets").fetchall() == [(0,)]
+            insert_all(connection, first_rows("ws_2"))
+        downgrade(fresh, "0001")
+        with psycopg.connect(plain(fresh)) as connection:
+            assert connection.execute(count).fetchone() == (2**4,)
+        upgrade(fresh)
+        assert not pending(fresh)
+
+    def test_0004_keeps_the_rows_both_ways(self, fresh: str) -> None:
+        """Failures that are open and secrets with a policy stay as they are; no notice is made of what was before."""
+        count = "SELECT count(*) FROM broker_secrets, secret_events, decrypt_failures, audit_log"
+        upgrade(fresh, "0003")
+        with psycopg.connect(plain(fresh)) as connection:
+            insert_all(connection, first_rows("ws_1"))
+            connection.execute("UPDATE broker_secrets SET rotation_policy = '30d'")
+        upgrade(fresh, "0004")
+        with psycopg.connect(plain(fresh)) as connection:
+            assert connection.execute("SELECT announced_at FROM decrypt_failures").fetchall() == [(None,)]
+            assert connection.execute("SELECT rotation_policy, due_noticed FROM broker_secrets").fetchall() == [
+                ("30d", None)
+            ]
+            assert connection.execute("SELECT count(*) FROM notifications").fetchone() == (0,)
+            rows = good_rows("ws_2")
+            insert_all(connection, {table: rows[table] for table in FIRST_TABLES})
+            insert(connection, "notifications", rows["notifications"])
+        downgrade(fresh, "0003")
+        with psycopg.connect(plain(fresh)) as connection:
+            assert connection.execute(count).fetchone() == (2**4,)
+        upgrade(fresh)
+        assert not pending(fresh)
+
+    def test_0006_keeps_the_connections_both_ways(self, fresh: str) -> None:
+        """None is retired by it, and one that was is there after going back."""
+        upgrade(fresh, "0005")
+        with psycopg.connect(plain(fresh)) as connection:
+            insert_all(connection, first_rows("ws_1"))
+        upgrade(fresh, "0006")
+        with psycopg.connect(plain(fresh)) as connection:
+            assert connection.execute("SELECT retired_at FROM byok_connections").fetchall() == [(None,)]
+            connection.execute("UPDATE byok_connections SET status = 'retired', retired_at = now()")
+        downgrade(fresh, "0005")
+        with psycopg.connect(plain(fresh)) as connection:
+            assert connection.execute("SELECT status FROM byok_connections").fetchall() == [("retired",)]
+        upgrade(fresh)
+        assert not pending(fresh)
+
     def test_two_at_once(self, fresh: str) -> None:
         """Two machines that start a release both succeed."""
         program = f"from migrations.runner import upgrade; upgrade({fresh!r})"
@@ -205,14 +309,14 @@ class TestRunning:
         assert not pending(fresh)
 
     def test_a_locked_table_is_given_up(self, fresh: str) -> None:
-        """A migration does not queue behind a long transaction; nothing has changed, and it can be run again."""
+        """A migration does not queue behind a long transaction; it has changed nothing, and can be run again."""
         upgrade(fresh)
         with psycopg.connect(plain(fresh)) as reader:
             reader.execute("SELECT count(*) FROM workspaces")
             with pytest.raises(OperationalError) as error:
                 downgrade(fresh, "base", lock_milliseconds=20)
             assert isinstance(error.value.orig, psycopg.errors.LockNotAvailable)
-            assert tables_of(fresh) == {*TABLES, "alembic_version"}
+            assert tables_of(fresh) >= {*FIRST_TABLES, "alembic_version"}  # newer ones may have gone: each by itself
         downgrade(fresh, "base")
 
     def test_a_failed_one_gives_the_lock_back(self, fresh: str) -> None:
@@ -309,6 +413,17 @@ BAD_ROWS: dict[str, list[dict[str, Any]]] = {
     "decrypt_failures_state_check": [{"state": "transient"}, {"state": "unknown"}],
     "audit_log_purpose_check": [{"purpose": "look"}],
     "audit_log_outcome_check": [{"outcome": "ok"}, {"ended_at": NOW}],
+    "broker_secrets_policy_check": [{"rotation_policy": ""}, {"rotation_policy": "90"}, {"rotation_policy": "0d"}],
+    "notifications_type_check": [{"type": "byok.connection"}],
+    "notifications_subject_check": [{"connection_id": None}, {"secret_id": uuid4()}],
+    "notifications_end_check": [{"delivered_at": NOW, "given_up_at": NOW}],
+    "byok_connections_retired_check": [{"retired_at": NOW}],
+    "reencryptions_stopped_check": [{"stopped_by": "disconnected"}],
+    "reencryption_items_outcome_check": [{"outcome": "lost", "settled_at": NOW}],
+    "reencryption_items_settled_check": [{"outcome": "moved"}, {"settled_at": NOW}],
+    "lockout_proofs_ended_check": [{"ended_at": NOW}, {"document": "x"}, {"ended_at": NOW, "document": "x"}],
+    "lockout_proof_items_outcome_check": [{"outcome": "perhaps", "settled_at": NOW}],
+    "lockout_proof_items_settled_check": [{"outcome": "moved"}, {"settled_at": NOW}],
 }
 _BAD = [(name, row) for name, rows in BAD_ROWS.items() for row in rows]
 
@@ -369,6 +484,27 @@ class TestRefusals:
         with pytest.raises(psycopg.errors.UniqueViolation):
             insert(connection, "decrypt_failures", row | {"id": uuid4()})
 
+    def test_one_running_proof(self, connection: psycopg.Connection[Any]) -> None:
+        """A workspace runs one at a time, whatever has ended."""
+        rows = good_rows("ws_1")
+        insert_all(connection, rows, up_to="lockout_proofs")
+        row = rows["lockout_proofs"]
+        insert(
+            connection, "lockout_proofs", row | {"id": uuid4(), "ended_at": NOW, "is_locked_out": True, "document": ""}
+        )
+        insert(connection, "lockout_proofs", row)
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            insert(connection, "lockout_proofs", row | {"id": uuid4()})
+
+    def test_one_running_reencryption(self, connection: psycopg.Connection[Any]) -> None:
+        """A workspace runs one at a time, whatever has ended."""
+        rows = good_rows("ws_1")
+        insert_all(connection, rows)
+        row = rows["reencryptions"]
+        insert(connection, "reencryptions", row | {"id": uuid4(), "ended_at": NOW})
+        with pytest.raises(psycopg.errors.UniqueViolation):
+            insert(connection, "reencryptions", row | {"id": uuid4()})
+
     @pytest.mark.parametrize(
         "change", [{"id": uuid4(), "event_id": "2"}, {"id": uuid4(), "version": 2}], ids=["version", "event id"]
     )
@@ -387,6 +523,13 @@ POINTERS = [
     ("secret_events", "secret_id", "broker_secrets", "id"),
     ("decrypt_failures", "connection_id", "byok_connections", "id"),
     ("decrypt_failures", "secret_id", "broker_secrets", "id"),
+    ("lockout_proofs", "connection_id", "byok_connections", "id"),
+    ("lockout_proof_items", "proof_id", "lockout_proofs", "id"),
+    ("lockout_proof_items", "secret_id", "broker_secrets", "id"),
+    ("reencryptions", "from_connection_id", "byok_connections", "id"),
+    ("reencryption_items", "reencryption_id", "reencryptions", "id"),
+    ("reencryption_items", "secret_id", "broker_secrets", "id"),
+    ("reencryption_items", "connection_id", "byok_connections", "id"),
 ]
 
 

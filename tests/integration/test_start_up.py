@@ -13,7 +13,7 @@ import redis
 from broker_core.dev.aws import AwsDouble
 from broker_core.dev.upstream import SampleUpstream
 from broker_core.dev.valkey import Valkey
-from broker_core.errors import Denied, Invalid, KeyState
+from broker_core.errors import Invalid
 from broker_core.model import EventState
 from tests.live import Live, live_app
 
@@ -189,8 +189,8 @@ class TestConnecting:
         customer = live.customer()
         customer.change_external_id("another-external-id")
         customer.external_id = "not-the-one-they-set"
-        with pytest.raises(Denied) as refused:
-            live.connect(customer)
-        assert refused.value.state is KeyState.ROLE_REFUSED
-        assert "trust policy" in refused.value.message
+        found = live.app.byok.connect(live.workspace, customer.role_arn, customer.external_id, customer.key_arn)
+        (failed,) = found.failed()
+        assert (failed.name, failed.aws_code) == ("role_accepts_external_id", "AccessDenied")
+        assert "trust policy" in failed.what_to_do
         assert live.app.store.setting(live.workspace).connection is None

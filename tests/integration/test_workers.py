@@ -44,7 +44,7 @@ from tests.waiting import wait_until
 from workers.custody import RECONCILE, register_custody
 from workers.middleware import Retry, Trace, worker_middleware
 from workers.queue import command, threads_in, worker_environment
-from workers.sweeper import CHECKS, PROBES, register_sweeper
+from workers.sweeper import CHECKS, MOVES, PROBES, PROOFS, REFUSALS, register_sweeper
 
 SENTINEL = "hunter2-sentinel-value"
 
@@ -64,6 +64,14 @@ class FakeApp:
     def sweep(self) -> FakeApp:
         return self
 
+    @property
+    def proofs(self) -> FakeApp:
+        return self
+
+    @property
+    def reencrypt(self) -> FakeMoves:
+        return FakeMoves(self)
+
     def run(self, event_id: UUID, /) -> EventState | None:
         self._call(str(event_id))
         return EventState.STORED
@@ -79,10 +87,28 @@ class FakeApp:
         self._call("checks")
         return 1
 
+    def refusals(self) -> int:
+        self._call("refusals")
+        return 1
+
+    def tick(self) -> int:
+        self._call("proofs")
+        return 1
+
     def _call(self, what: str) -> None:
         self.calls.append(what)
         if self._failures:
             raise self._failures.pop(0)
+
+
+class FakeMoves:
+    """The one that has a ``tick`` too."""
+
+    def __init__(self, app: FakeApp) -> None:
+        self._app = app
+
+    def tick(self) -> None:
+        self._app._call("moves")
 
 
 @contextmanager
@@ -128,10 +154,13 @@ class TestActors:
         """Each scheduled actor runs its use case once."""
         app = FakeApp()
         with working(queue_valkey, app) as broker:
-            for queue, actor in ((MAINTENANCE, RECONCILE), (SWEEP, PROBES), (SWEEP, CHECKS)):
+            for queue, actor in (
+                (MAINTENANCE, RECONCILE),
+                *((SWEEP, name) for name in (PROBES, CHECKS, REFUSALS, PROOFS, MOVES)),
+            ):
                 DramatiqQueue(broker).tick(queue, actor)
-            wait_until(lambda: len(app.calls) == 3)
-        assert Counter(app.calls) == {"reconcile": 1, "probes": 1, "checks": 1}
+            wait_until(lambda: len(app.calls) == 6)
+        assert Counter(app.calls) == dict.fromkeys(("reconcile", "probes", "checks", "refusals", "proofs", "moves"), 1)
 
     def test_message_holds_an_id_and_a_trace_context(self, queue_valkey: str, spans: InMemorySpanExporter) -> None:
         """On the wire a message is the event's id, a traceparent and dramatiq's own ids."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import base64
 import logging
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -18,15 +17,16 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import psycopg
 import pytest
-import redis
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from broker_core.adapters.queue import DEAD_MESSAGE_TTL_MS, NAMESPACE
-from broker_core.dev import children
-from broker_core.dev.aws import AwsDouble, CustomerAccount, Fault, fresh_account_id
+from broker_core.adapters.queue import DEAD_MESSAGE_TTL_MS
+from broker_core.adapters.tables import metadata
+from broker_core.dev import children, places
+from broker_core.dev.aws import AwsDouble
 from broker_core.dev.postgres import Postgres
 from broker_core.dev.stack import LocalStack
 from broker_core.dev.upstream import SampleUpstream
@@ -34,8 +34,12 @@ from broker_core.dev.valkey import Valkey
 from migrations import runner
 from tests.databases import plain
 from tests.driver import EVERY_LOGGER, ROOT, Driver
-from tests.live import AGENT, OUR_ACCOUNT, settings_for
+from tests.live import settings_for
+from tests.receiver import SECRET, Receiver, receiving
 from tests.sentinel import Search, Sentinel, byte_sentinel, digests, forms, keys_of, known, text_sentinel
+from tests.story import Story
+from tests.story_http import settings_of
+from tests.tokens import Platform
 from tests.waiting import wait_until
 
 LOUD = {
@@ -46,20 +50,9 @@ LOUD = {
     "BROKER_PROBE_UNHEALTHY_SECONDS": "1",
     "BROKER_CHECK_ROUND_SECONDS": "1",
     "BROKER_CHECK_RPS": "100",
+    "BROKER_ANNOUNCE_AFTER_SECONDS": "0",
 }
-#: what each value is, and where it goes: kind and bindingKey
-VALUES: dict[str, tuple[Callable[[str], Sentinel], str, str | None]] = {
-    "platform": (text_sentinel, "bearer", None),
-    "bearer": (text_sentinel, "bearer", None),
-    "query": (byte_sentinel, "query", "api_key"),
-    "stdio": (text_sentinel, "stdio_env", "TOKEN"),
-    "envelope": (lambda name: text_sentinel(name, pieces=160), "http_header", "X-Large"),
-    "throttled": (text_sentinel, "bearer", None),
-    "dead": (text_sentinel, "bearer", None),
-    "crashed": (text_sentinel, "bearer", None),
-    "refused": (text_sentinel, "bearer", None),
-    "expired": (text_sentinel, "bearer", None),
-}
+SIGNING_KEY = Ed25519PrivateKey.generate()
 
 
 @pytest.fixture
@@ -74,8 +67,27 @@ def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 @pytest.fixture
+def platform() -> Platform:
+    """Whose tokens count."""
+    return Platform()
+
+
+@pytest.fixture
+def notices() -> Iterator[Receiver]:
+    """Where notices go."""
+    with receiving() as receiver:
+        yield receiver
+
+
+@pytest.fixture
 def stack(
-    temporary: Path, aws: AwsDouble, upstream: SampleUpstream, monkeypatch: pytest.MonkeyPatch
+    temporary: Path,
+    tmp_path: Path,
+    aws: AwsDouble,
+    upstream: SampleUpstream,
+    platform: Platform,
+    notices: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Iterator[LocalStack]:
     """Servers of this test's own; their processes' output is kept whole."""
     monkeypatch.setattr(children, "_LINES_KEPT", None)
@@ -86,7 +98,14 @@ def stack(
         claims = opened.enter_context(Valkey.start(persistent=False))
         opened.callback(aws.faults.clear)
         runner.upgrade(postgres.url)
-        environment = settings_for(postgres.url, queue.url, claims.url, aws, upstream) | LOUD
+        environment = {
+            **settings_for(postgres.url, queue.url, claims.url, aws, upstream),
+            **settings_of(platform, tmp_path),
+            **notices.environment,
+            **LOUD,
+            "BROKER_SIGNING_KEY": _pem(SIGNING_KEY),
+            "PORT": str(places.free_port()),
+        }
         with LocalStack(postgres, queue, claims, aws, upstream, environment, _closing=opened.pop_all()) as started:
             yield started
 
@@ -112,215 +131,73 @@ def made_by_aws(aws: AwsDouble, monkeypatch: pytest.MonkeyPatch) -> Callable[[],
     return made
 
 
-class Story:
-    """The whole life of a secret, told by one process of ours that publishes and injects, and by the workers."""
-
-    def __init__(self, stack: LocalStack, driver: Driver) -> None:
-        self.stack = stack
-        self.driver = driver
-        self.workspace = f"ws_{uuid4().hex}"
-        self.customer = CustomerAccount(stack.aws.account(fresh_account_id()), OUR_ACCOUNT, f"external-{uuid4().hex}")
-        self.sentinels = {name: make(name) for name, (make, _, _) in VALUES.items()}
-        self.rotated = text_sentinel("bearer, rotated")
-        self.answers: list[bytes] = []
-        self.said: list[str] = []
-
-    def tell(self) -> None:
-        """Every step waits until it has happened, so that a search of what it left is a search of something."""
-        self.driver("workspace", workspace=self.workspace)
-        self.stored("platform")
-        customer = self.customer
-        keys = {"role": customer.role_arn, "external_id": customer.external_id, "key": customer.key_arn}
-        assert "id" in self.driver("connect", workspace=self.workspace, **keys)
-        self.crash_a_worker()
-        dead = self.made_dead()
-        for name in ("bearer", "query", "stdio", "envelope", "throttled"):
-            self.stored(name)
-        self.injected()
-        self.refusals()
-        self.rotated_and_swept()
-        self.customer_refuses()
-        self.expired()
-        wait_until(lambda: self.dead_letters(), what="the dead letter")
-        assert self.state(dead) == "accepted"
-
-    def publish(self, name: str, value: bytes | None = None, version: int = 1) -> str:
-        """Accept one event; its id."""
-        _, kind, key = VALUES[name]
-        target = {} if kind == "stdio_env" else {"targetHost": f"localhost:{self.stack.upstream.port}"}
-        binding = {"bindingKey": key} if key else {}
-        answer = self.driver(
-            "publish",
-            document={
-                "specversion": "1.0",
-                "id": uuid4().hex,
-                "source": "tests",
-                "type": "secret.created" if version == 1 else "secret.rotated",
-                "subject": name,
-                "data": {
-                    "workspaceId": self.workspace,
-                    "version": version,
-                    "valueBase64": base64.b64encode(value or self.sentinels[name].value).decode(),
-                    "injectionKind": kind,
-                    "agentId": AGENT,
-                    **target,
-                    **binding,
-                },
-            },
-        )
-        return str(answer["id"])
-
-    def state(self, event: str) -> str:
-        return str(self.driver("event", workspace=self.workspace, event=event)["state"])
-
-    def stored(self, name: str, value: bytes | None = None, version: int = 1) -> None:
-        event = self.publish(name, value, version)
-        wait_until(lambda: self.state(event) == "stored", every_seconds=0.05, what=f"{name} is stored")
-
-    def send(self, name: str, path: str = "/echo", body: bytes = b"", port: int | None = None) -> dict[str, Any]:
-        answer = self.driver(
-            "send",
-            call={
-                "workspace_id": self.workspace,
-                "agent_id": AGENT,
-                "mcp_server_id": None,
-                "method": "POST",
-                "url": f"https://localhost:{port or self.stack.upstream.port}{path}",
-                "body": base64.b64encode(body).decode(),
-                "secret": name,
-            },
-        )
-        self.answers += [base64.b64decode(answer.get("body", "")), repr(answer).encode()]
-        return answer
-
-    def crash_a_worker(self) -> None:
-        """kill -9 while it waits for KMS with the value in its hands; the event is stored by the next worker."""
-        hanging = self.stack.aws.faults.add(Fault("kms:Encrypt", context=("axiorank:secret", "crashed"), hang=True))
-        event = self.publish("crashed")
-        audit = wait_until(lambda: self.sql("SELECT id FROM audit_log WHERE event_id = %s", event))[0][0]
-        name = f"axiorank-encrypt-{audit}"
-        wait_until(lambda: any(call.session_name == name for call in self.stack.aws.trail.of("sts:AssumeRole")))
-        worker = self.stack.programs["worker"]
-        for process in _children_of(worker.pid):
-            os.kill(process, signal.SIGKILL)
-        self.stack.aws.faults.remove(hanging)
-        self.stack.run("worker")
-        wait_until(lambda: not worker.alive, what="the end of the worker's master")
-        self.said.append(worker.output)
-        self.sql("UPDATE secret_events SET ring_at = now() WHERE id = %s RETURNING id", event)
-        self.driver("reconcile")
-        wait_until(lambda: self.state(event) == "stored", every_seconds=0.05, what="what the crash left is stored")
-
-    def made_dead(self) -> str:
-        """One event that is tried until its message is given up, and one that is throttled three times."""
-        aws = self.stack.aws
-        aws.faults.add(Fault("kms:Encrypt", context=("axiorank:secret", "dead"), error="ThrottlingException"))
-        aws.faults.add(
-            Fault("kms:Encrypt", context=("axiorank:secret", "throttled"), error="KMSInternalException", count=4)
-        )
-        return self.publish("dead")
-
-    def dead_letters(self) -> int:
-        client = redis.Redis.from_url(self.stack.queue.url)
-        try:
-            return int(client.zcard(f"{NAMESPACE}:custody.XQ"))
-        finally:
-            client.close()
-
-    def injected(self) -> None:
-        """Each kind is used, and the upstream echoes it in every part of its answer."""
-        for name in ("platform", "bearer", "query", "envelope", "crashed"):
-            assert self.send(name)["status"] == 200, name
-        given = self.driver("environment", workspace=self.workspace, agent=AGENT)
-        assert given == {"variables": {"TOKEN": self.sentinels["stdio"].value.decode()}}
-
-    def refusals(self) -> None:
-        """Refused before and after the key is asked, and failures after the value was sent."""
-        assert self.send("bearer", port=1)["error"] == "host_mismatch"
-        assert self.send("bearer", body=self.sentinels["bearer"].value)["error"] == "handle_misplaced"
-        assert self.send("query", "/reset")["error"] == "upstream_unreachable"
-        assert self.send("bearer", "/gzip")["status"] == 200
-
-    def rotated_and_swept(self) -> None:
-        """A rotation, then a probe and a check of it by the sweeper."""
-        self.stored("bearer", self.rotated.value, version=2)
-        self.sql("UPDATE byok_connections SET next_probe_at = now() RETURNING id")  # else a minute after connecting
-        wait_until(
-            lambda: (
-                self.sql("SELECT id FROM audit_log WHERE purpose = 'probe' AND outcome = 'ok'")
-                and self.sql("SELECT id FROM audit_log WHERE purpose = 'check' AND outcome = 'ok'")
-            ),
-            every_seconds=0.1,
-            what="a probe and a check",
-        )
-
-    def customer_refuses(self) -> None:
-        """A check of one secret is refused, then the customer takes the role out of the key policy: a use and a new
-        value are refused. In this order, since a failing probe makes a connection's checks wait."""
-        refusing = self.stack.aws.faults.add(
-            Fault("kms:Decrypt", context=("axiorank:secret", "bearer"), error="AccessDeniedException")
-        )
-        assert self.send("bearer")["error"] == "access_denied"
-        # due again at each look, else in a minute: a check that was under way may write its time after ours
-        due = "UPDATE broker_secrets SET checked_at = NULL WHERE name = 'bearer' RETURNING id"
-        refused = "SELECT id FROM audit_log WHERE purpose = 'check' AND outcome = 'refused'"
-        wait_until(lambda: self.sql(due) and self.sql(refused), every_seconds=0.1, what="a check that is refused")
-        self.stack.aws.faults.remove(refusing)
-        self.customer.remove_role_from_key_policy()
-        assert self.send("bearer")["error"] == "access_denied"
-        event = self.publish("refused")
-        wait_until(lambda: self.state(event) == "refused", every_seconds=0.05, what="the refusal of a new value")
-
-    def expired(self) -> None:
-        """The claims' server forgets everything: what was on its way is lost, and says so."""
-        self.stack.claims.restart()
-        event = self.publish("expired")
-        self.sql("UPDATE secret_events SET claim_expires_at = now() WHERE id = %s RETURNING id", event)
-        self.driver("reconcile")
-        assert self.state(event) == "expired"
-
-    def sql(self, statement: str, *values: object) -> list[Any]:
-        with psycopg.connect(plain(self.stack.postgres.url), autocommit=True) as connection:
-            return connection.execute(statement, values).fetchall()
+def _pem(key: Ed25519PrivateKey) -> str:
+    return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 
 
-def _children_of(pid: int) -> list[int]:
-    listed = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True, check=True)
-    return [int(line) for line in listed.stdout.split()]
+def _ours(environment: dict[str, str]) -> list[Sentinel]:
+    """What our own settings hold: nothing of it is for anybody to read."""
+    pem = environment["BROKER_SIGNING_KEY"].splitlines()[1].encode()
+    raw = SIGNING_KEY.private_bytes(Encoding.Raw, PrivateFormat.Raw, NoEncryption())
+    return [
+        known("our own AWS secret", environment["AWS_SECRET_ACCESS_KEY"].encode()),
+        known("the platform key", base64.b64decode(environment["BROKER_PLATFORM_KEYS"].partition(":")[2])),
+        Sentinel("the signing key", raw, (pem, raw)),
+        known("the webhooks' secret", SECRET.encode()),
+    ]
+
+
+def _rows(url: str) -> bytes:
+    """Every row as text: the files hold large columns compressed."""
+    with psycopg.connect(plain(url)) as connection:
+        return repr(
+            [connection.execute(f"SELECT t::text FROM {name} t").fetchall() for name in metadata.tables]
+        ).encode()
+
+
+def _end(stack: LocalStack) -> None:
+    for program in stack.programs.values():
+        program.signal("TERM")
+    for program in stack.programs.values():
+        wait_until(lambda program=program: not program.alive, what="the end of the processes")  # type: ignore[misc]  # bound now
 
 
 def test_nothing_that_is_written_anywhere_holds_a_value(
     stack: LocalStack,
     temporary: Path,
+    tmp_path: Path,
+    platform: Platform,
+    notices: Receiver,
     made_by_aws: Callable[[], list[Sentinel]],
     caplog: pytest.LogCaptureFixture,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """After created, rotated, injected, refused, swept, retried, given up, crashed and expired: no form of any value,
-    data key, canary or STS credential in the database's files, the queue's, logs, spans, answers or temp files."""
+    """After created, rotated, injected, streamed, broken off, refused, swept, moved, proved, retried, given up, crashed
+    and expired, over HTTP and without: no form of any value, data key, canary, STS credential, token or key of ours in
+    the databases' files, both Redis, rows, logs, spans, metrics, answers, documents, notices or temp files."""
     caplog.set_level(logging.DEBUG)
-    stack.run("worker", "sweeper", "scheduler")
+    stack.run("web", "worker", "sweeper", "scheduler")
     before = digests(temporary)
     with Driver(stack.environment) as driver:
-        story = Story(stack, driver)
+        story = Story(stack, driver, platform, tmp_path)
         story.tell()
-    for program in stack.programs.values():
-        program.signal("TERM")
-    for program in stack.programs.values():
-        wait_until(lambda program=program: not program.alive, what="the end of the processes")  # type: ignore[misc]  # bound now
-    said = [driver.said.decode(), *story.said, *(program.output for program in stack.programs.values())]
+        wait_until(lambda: notices.requests, what="a notice")
+    _end(stack)
+    programs = {name: program.output for name, program in stack.programs.items()}
+    said = {"driver": driver.said.decode(), **programs}
     stack.postgres.checkpoint()
 
-    ours = [
-        known("our own AWS secret", stack.environment["AWS_SECRET_ACCESS_KEY"].encode()),
-        known("the platform key", base64.b64decode(stack.environment["BROKER_PLATFORM_KEYS"].partition(":")[2])),
-    ]
-    search = Search([*story.sentinels.values(), story.rotated, *made_by_aws(), *ours])
+    search = Search(
+        [*story.sentinels.values(), story.rotated, *story.http.sentinels, *made_by_aws(), *_ours(stack.environment)]
+    )
     found = search.files(temporary, before)  # both servers' directories, WAL and AOF included, and temp files
     for where, data in {
-        "logs and spans": "\n".join(said).encode(),
-        "answers": b"\n".join(story.answers),
+        "logs and spans": "\n".join([*said.values(), *story.said, *story.http.said]).encode(),
+        "answers": b"\n".join([*story.answers, *story.http.answers]),
+        "notices": repr(notices.requests).encode(),
         "the queue": keys_of(stack.queue.url),
+        "the claims": story.claims + keys_of(stack.claims.url),
+        "rows": _rows(stack.postgres.url),
         "the servers' output": f"{stack.postgres.output}{stack.queue.output}{stack.claims.output}".encode(),
         "this process's log": caplog.text.encode(),
         "this process's output": "".join(capfd.readouterr()).encode(),
@@ -330,16 +207,20 @@ def test_nothing_that_is_written_anywhere_holds_a_value(
     assert found == []
     assert list(stack.claims.directory.iterdir()) == []
     _something_was_searched(said, temporary, stack)
+    assert story.claims
 
 
-def _something_was_searched(said: list[str], temporary: Path, stack: LocalStack) -> None:
+def _something_was_searched(said: dict[str, str], temporary: Path, stack: LocalStack) -> None:
     """A search of nothing finds nothing: logs were at DEBUG, spans came, the files are those of the run."""
-    for text in said[:2] + said[3:]:
+    for text in said.values():
         assert "speaks at DEBUG" in text
         assert '"trace_id": "0x' in text
-    assert "[botocore speaks at DEBUG]" in said[0]
-    assert '"name": "kms.Decrypt"' in said[0]
-    assert '"name": "custody"' in "".join(said)
+    assert "[botocore speaks at DEBUG]" in said["driver"]
+    assert "[botocore speaks at DEBUG]" in said["web"]
+    assert "[asyncio speaks at DEBUG]" in said["web"]
+    assert '"name": "kms.Decrypt"' in said["driver"]
+    assert '"name": "http.request"' in said["web"]
+    assert '"name": "custody"' in said["worker"]
     assert stack.postgres.data_directory.is_relative_to(temporary)
     assert list(stack.queue.directory.rglob("*.aof"))
 

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import ast
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 import broker_core
 from broker_core import context
+from broker_core.adapters.dry_runs import dry_run_of
+from broker_core.model import Connection, Purpose
+from broker_core.policies import Extra
+from broker_core.ports import KeyUse
 
 HOUSE = Path(broker_core.__file__).parent
 #: the product; ``dev`` is a double of AWS, which receives contexts
 MODULES = sorted(path for path in HOUSE.rglob("*.py") if "dev" not in path.relative_to(HOUSE).parts)
 OTHERS = [path for path in MODULES if path.name != "context.py"]
+KEY = "arn:aws:kms:eu-west-1:222222222222:key/0f0f0f0f-0f0f-0f0f-0f0f-0f0f0f0f0f0f"
+ROLE = "arn:aws:iam::222222222222:role/axiorank"
 KEYS = {getattr(context, name) for name in vars(context) if name.endswith("_KEY")}
 
 
@@ -63,6 +71,17 @@ def test_every_kms_call_carries_the_uses_context(call: ast.Call) -> None:
     """As the use brought it: not made on the spot, not left out."""
     (value,) = [keyword.value for keyword in call.keywords if keyword.arg == "EncryptionContext"]
     assert ast.unparse(value) in {"dict(context)", "dict(self._use.context)"}
+
+
+@pytest.mark.parametrize("extra", list(Extra))
+def test_every_other_dry_run_carries_it_too(extra: Extra) -> None:
+    """Wherever KMS takes a context: of a grant it is the constraint, of a re-encryption both sides have one."""
+    connection = Connection(UUID(int=1), "ws", ROLE, "external-id-0123456789", KEY)
+    use = KeyUse(connection, Purpose.VERIFY, UUID(int=2), context.for_canary("ws", connection.id))
+    _, params = dry_run_of(extra, use)
+    held = json.dumps(params)
+    assert params["DryRun"] is True
+    assert held.count(json.dumps(dict(use.context))) == (2 if extra is Extra.RE_ENCRYPT_FROM else 1)
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if "adapters" in path.parts], ids=in_house)

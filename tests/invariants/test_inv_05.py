@@ -61,6 +61,7 @@ USES: dict[str, Callable[[Live], object]] = {
     "environment": lambda live: live.app.injector.environment(Call(live.workspace, AGENT, None)),
     "encrypt": _take_in,
     "verify": lambda live: live.connect(live.customer()),
+    "verify again": lambda live: live.app.byok.verify(live.workspace),
     "probe": lambda live: live.app.sweep.probes(),
     "check": lambda live: live.app.sweep.checks(),
 }
@@ -127,7 +128,7 @@ def test_every_session_has_a_row_that_was_committed_before_it(
 
     USES[name](used)
 
-    purpose = {"environment": "inject"}.get(name, name)
+    purpose = {"environment": "inject", "verify again": "verify"}.get(name, name)
     assert rows
     assert rows == [(purpose, (purpose, None))] * len(rows)
 

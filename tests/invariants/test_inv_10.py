@@ -24,8 +24,14 @@ FOR_ALL = {
     "custody._EXPIRE": "the reconciler ends what is over its time, whose it is does not matter",
     "custody._CLOSE_UNKNOWN": "the reconciler closes uses of crashed processes",
     "custody._TO_RING": "the reconciler rings for what waits; it learns ids and types only",
+    "moves._RUNNING": "the sweeper goes on with every re-encryption that runs; each comes with its workspace",
+    "proof._RUNNING": "the sweeper goes on with every proof that runs; each comes with its workspace",
     "sweep._DUE_PROBES": "the sweep claims due connections; each comes with its workspace",
+    "sweep._DUE_REFUSALS": "the sweep claims roles that are to refuse others; each comes with its workspace",
     "sweep._BUDGETS": "the sweep looks which connections may be asked; each comes with its workspace",
+    "notices._ROTATIONS_DUE": "the scheduler tells of what is due; each notice carries its secret's workspace",
+    "notices._CLAIM": "the outbox is delivered in order of time; each notice comes with its workspace",
+    "notices._GIVE_UP": "old notices are given up, whose they are does not matter; each comes with its workspace",
     "sweep._TURNED": "the brake counts connections that turn at once, and tells numbers only",
 }
 _STATEMENT = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b")

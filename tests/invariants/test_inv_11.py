@@ -49,7 +49,13 @@ HARMLESS = {
     "BROKER_UPSTREAM_SECONDS": "a limit that is at least 1 and at most minutes",
     "BROKER_STREAM_SECONDS": "a limit that is at least 1 and at most a day",
     "BROKER_UPSTREAM_MAX_BYTES": "a limit that is at least 1 and at most a gigabyte",
+    "BROKER_STREAM_PLACES": "a limit that is at least 2 and at most thousands",
+    "BROKER_RATE_INJECT_PER_MINUTE": "a limit; no number of it means none",
+    "BROKER_RATE_EVENTS_PER_MINUTE": "a limit; no number of it means none",
+    "BROKER_RATE_OTHER_PER_MINUTE": "a limit; no number of it means none",
+    "BROKER_RATE_BYTES_PER_MINUTE": "a limit; no number of it means none",
     "BROKER_EGRESS_ALLOW": "adds networks by name; metadata addresses are refused in any case",
+    "BROKER_EGRESS_DENY": "takes away, and beats the allow list",
     "BROKER_EGRESS_CA_FILE": "adds authorities; certificates and names are always checked",
     "PORT": "where",
 }
@@ -110,6 +116,7 @@ def test_a_variable_that_nobody_knows_stops_the_start(environment: dict[str, str
         ("AWS_ENDPOINT_URL_KMS", "https://kms.eu-west-1.amazonaws.com.example.com"),
         ("BROKER_WEBHOOK_URL", "http://hooks.example.com"),
         ("BROKER_EGRESS_ALLOW", "everything"),
+        ("BROKER_EGRESS_DENY", "https://example.com"),
     ],
 )
 def test_a_value_that_would_weaken_stops_the_start(environment: dict[str, str], name: str, value: str) -> None:

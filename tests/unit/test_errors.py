@@ -15,6 +15,8 @@ def classes() -> list[type[BrokerError]]:
 
 def example(kind: type[BrokerError]) -> BrokerError:
     """One error of a class."""
+    if kind is errors.RateLimited:
+        return errors.RateLimited("message", 1)
     return kind({"field": "message"}) if kind is errors.Invalid else kind("message")
 
 
@@ -37,7 +39,7 @@ def test_str_is_code_and_message(kind: type[BrokerError]) -> None:
 @pytest.mark.parametrize("kind", classes())
 def test_no_class_has_room_for_a_payload(kind: type[BrokerError]) -> None:
     """The attributes are the ones that are known here: codes, ids, names of fields."""
-    known = {"message", "reason", "fields", "state", "aws_code", "receipt", "mapped"}
+    known = {"message", "reason", "fields", "state", "aws_code", "receipt", "mapped", "retry_after"}
     assert set(vars(example(kind))) <= known
 
 

@@ -164,6 +164,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("id", document(id="\ud800")),
     ("source", document(source=...)),
     ("source", document(source=["x"])),
+    ("source", document(source=events.OWN_SOURCE)),
     ("type", document(type="secret.renamed")),
     ("type", document(type=...)),
     ("type", document(type=None)),

@@ -12,7 +12,9 @@ from broker_core.errors import Invalid
 from broker_core.policies import (
     SESSION_POLICY_MAX,
     Action,
+    Extra,
     deny_all,
+    extra_policy,
     key_policy,
     session_policy,
     shared_session_policy,
@@ -70,6 +72,18 @@ class TestKeyPolicy:
         """What revoking and mending needs is there: AWS refuses a policy that locks its author out."""
         administrators, _ = key_policy(ROLE)["Statement"]
         assert {"kms:PutKeyPolicy", "kms:DisableKey", "kms:ScheduleKeyDeletion"} <= set(administrators["Action"])
+
+    def test_administrators_can_be_named(self) -> None:
+        """A principal in the place of the account's root, with the very same actions."""
+        administrators, use = key_policy(ROLE, administrators="arn:aws:iam::222222222222:role/admins")["Statement"]
+        by_default, same_use = key_policy(ROLE)["Statement"]
+        assert administrators == by_default | {"Principal": {"AWS": "arn:aws:iam::222222222222:role/admins"}}
+        assert use == same_use
+
+    def test_an_administrator_with_a_variable_is_refused(self) -> None:
+        """IAM would expand it."""
+        with pytest.raises(Invalid):
+            key_policy(ROLE, administrators="arn:aws:iam::222222222222:role/${aws:username}")
 
     def test_the_stricter_variant_names_the_workspace(self) -> None:
         """With a workspace, the use is conditioned on its encryption context."""
@@ -129,3 +143,17 @@ class TestSessionPolicy:
         """STS counts characters; there are no spaces outside of values."""
         text = to_json(deny_all())
         assert (" " in text, json.loads(text)) == (False, deny_all())
+
+
+@pytest.mark.parametrize("extra", list(Extra))
+def test_a_session_that_asks_for_more_does_not_stand_in_the_way(extra: Extra) -> None:
+    """It allows that on the one key, unconditionally: what decides is the customer's policies."""
+    (allowed,) = extra_policy(extra, KEY)["Statement"]
+    more = ["kms:ReEncryptTo"] if extra is Extra.RE_ENCRYPT_FROM else []
+    assert allowed == {"Effect": "Allow", "Action": [extra.value, *more], "Resource": KEY}
+
+
+def test_an_alias_gets_no_session_that_asks_for_more() -> None:
+    """Nor does a pattern: the policy would say more than it seems to."""
+    with pytest.raises(Invalid):
+        extra_policy(Extra.CREATE_GRANT, "arn:aws:kms:eu-west-1:222222222222:key/*")

@@ -74,6 +74,11 @@ class TestAccepted:
         allowed = read(BROKER_EGRESS_ALLOW="10.1.0.0/16, ::1/128").egress_allow
         assert allowed == (ip_network("10.1.0.0/16"), ip_network("::1/128"))
 
+    def test_networks_and_names(self) -> None:
+        """CIDRs become networks, the rest are names."""
+        denied = read(BROKER_EGRESS_DENY="10.1.0.0/16, pastebin.com,xn--bcher-kva.example").egress_deny
+        assert denied == (ip_network("10.1.0.0/16"), "pastebin.com", "xn--bcher-kva.example")
+
     def test_empty_counts_as_not_set(self) -> None:
         """A variable that a compose file leaves empty has its default."""
         assert Settings.from_environment({**LEAST, "BROKER_STS_REUSE_SECONDS": ""}).sts_reuse_seconds == 0
@@ -143,6 +148,13 @@ class TestRefused:
             ("BROKER_CHECK_RPS", "-1", "whole number"),
             ("BROKER_CHECK_RPS", "٣", "whole number"),
             ("BROKER_EGRESS_ALLOW", "10.0.0.1/8", "host bits zero"),
+            ("BROKER_EGRESS_DENY", "10.0.0.1/8", "host bits zero"),
+            ("BROKER_EGRESS_DENY", "*.example.com", "without"),
+            ("BROKER_EGRESS_DENY", "Example.com", "small letters"),
+            ("BROKER_EGRESS_DENY", "example.com:443", "without"),
+            ("BROKER_EGRESS_DENY", "10.0.0.256", "CIDRs"),
+            ("BROKER_EGRESS_DENY", "example.com.", "host names"),
+            ("BROKER_EGRESS_DENY", "a.example,", "after commas"),
             ("BROKER_EGRESS_CA_FILE", "/nowhere/hunter2", "can be read"),
             ("BROKER_WEBHOOK_URL", "http://hooks.example/", "https"),
             ("BROKER_TOKEN_JWKS", "http://id.example/jwks", "https"),
