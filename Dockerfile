@@ -1,4 +1,4 @@
-# The broker's processes (release, worker, sweeper, scheduler): one image, the command chooses.
+# The broker's processes (release, web, worker, sweeper, scheduler): one image, the command chooses.
 # Images are pinned by version here and by digest at deploy (docker buildx imagetools inspect <image>).
 
 FROM python:3.12.12-slim-trixie AS build

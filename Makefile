@@ -8,10 +8,10 @@ UV := $(shell command -v uv 2>/dev/null)
 export PYTHONUNBUFFERED := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo dev test check bench lock
+.PHONY: help demo dev test check bench openapi lock
 
 help:  ## what there is
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.local  ## play the whole story on a local stack, in under a minute once installed
 	@$(BIN)/broker demo
@@ -30,6 +30,9 @@ check: $(VENV)/.dev  ## lint, types, import directions
 
 bench: $(VENV)/.dev  ## print each benchmark's table and JSON line
 	@$(BIN)/python -m benchmarks.inject && $(BIN)/python -m benchmarks.custody
+
+openapi: $(VENV)/.dev  ## renew docs/openapi.json from the code
+	@$(BIN)/python -m broker_core.api.document docs/openapi.json
 
 lock:  ## renew requirements/*.txt from pyproject.toml (needs uv)
 	@uv pip compile -q --universal --generate-hashes --no-header -p 3.11 pyproject.toml requirements/build.in -o requirements/production.txt

@@ -61,7 +61,8 @@ def ground(**ports: Any) -> Iterator[Ground]:
         )
         try:
             app.store.put_workspace(WORKSPACE, "enterprise")
-            app.byok.connect(WORKSPACE, facts["roleArn"], facts["externalId"], facts["keyArn"])
+            found = app.byok.connect(WORKSPACE, facts["roleArn"], facts["externalId"], facts["keyArn"])
+            assert found.is_current, found.failed()
             yield Ground(facts, app, waits)
         finally:
             app.close()

@@ -9,19 +9,37 @@ every new or rotated secret is encrypted under their KMS key before it is stored
 
 The flows
 ---------
+    web       token → api/ (callers.py: who is it, may they, how often) → one use case → JSON, or a stream (/proxy)
+
     custody   event → intake.py ──claim──▶ memory-only Redis        (one half of the value: the ciphertext)
                           └──────row────▶ PostgreSQL               (the other half: a one-time key)
                           └────ring─────▶ queue ──▶ custody.py ──▶ customer's KMS ──▶ blob
 
     inject    request → inject/: select → host → TLS → audit intent → AssumeRole, Decrypt → apply → send once
-                                → redact → outcome
+                                → redact while it passes → outcome
 
     sweep     sweep.py: probe each connection's canary, check each secret by dry run ──▶ decrypt_failures
                         (injections feed the same record) ──▶ what owners see as affected, until it heals or they
                         re-provision
 
+    owners    byok_setup.py, policies.py, setup_documents/: what to apply ──▶ byok.py, verification.py: it is shown to
+              work, then current ──▶ reports.py: coverage, drill ──▶ reencrypt.py: from an older key to the current one
+              revoked ──▶ proof.py: every secret asked, a signed document; cloudtrail.py: their trail against our log;
+              export.py: a ciphertext that they decrypt without us; revocation.py: what each way of revoking stops
+
+    notices   what owners are told is written together with what it tells of (an outbox) ──▶ notifications.py ──▶ the
+              platform's endpoint, signed, at least once
+
 Where to read: ``model.py`` for the nouns and states, ``ports.py`` for what each part promises, then one use case at a
 time; ``bootstrap.py`` wires them. Errors and who reacts to each: ``errors.py``.
+
+    ways in     api/ (HTTP), cli/ (the command), workers/ (queue), intake.py (producers in Python); they only translate
+    use cases   intake, custody, inject/, sweep, byok (canary, verification), administer, reports, proof, reencrypt,
+                notifications, rates (how much one workspace may ask for)
+    pure        secret, context, envelope, events, injection, policies, advice, revocation, export, proof_document,
+                proof_page, notice_signature, aws_names, byok_setup, setup_documents/
+    adapters/   PostgreSQL, Redis, KMS and STS, the way out to upstreams, the webhook: each behind a port
+    dev/        the local stack; nothing in production needs it
 
 Invariants
 ----------

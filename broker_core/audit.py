@@ -23,6 +23,7 @@ class Outcome(StrEnum):
     FAILED = "failed"  # something was away; may have reached AWS
     UPSTREAM_FAILED = "upstream_failed"  # released; the upstream's answer did not arrive
     WITHHELD = "withheld"  # released; the answer could not be made safe and was kept back
+    ABANDONED = "abandoned"  # released; then ended by the caller, or for what the caller sent: the code says which
     UNKNOWN = "unknown"  # the process ended before it could say
 
 

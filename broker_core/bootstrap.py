@@ -23,20 +23,29 @@ from broker_core.adapters.claims import RedisClaimBox
 from broker_core.adapters.clock import SystemClock
 from broker_core.adapters.egress import Egress
 from broker_core.adapters.key_service import KmsKeyService
+from broker_core.adapters.limiter import SharedLimiter
 from broker_core.adapters.platform_cipher import PlatformKeyring, PlatformKms
 from broker_core.adapters.queue import DramatiqQueue, connect_queue
+from broker_core.adapters.signing import Ed25519Signer
 from broker_core.adapters.store import Database, Store
 from broker_core.adapters.upstream import HttpsUpstream
+from broker_core.adapters.webhook import Webhook
+from broker_core.administer import Administer
 from broker_core.byok import Byok
 from broker_core.custody import Custody, Reconciler
 from broker_core.inject.injector import InjectLimits, Injector
 from broker_core.intake import Intake
+from broker_core.notifications import Notifications
 from broker_core.observability import (
     configure_logging,
     configure_metrics,
     configure_tracing,
     install_exception_hooks,
 )
+from broker_core.proof import LockoutProof, ProofLimits
+from broker_core.rates import Allowance, Guesses, Rates
+from broker_core.reencrypt import MoveLimits, Reencrypt
+from broker_core.reports import Reports
 from broker_core.settings import Settings
 from broker_core.sweep import Sweep, SweepLimits
 
@@ -57,6 +66,14 @@ class App:
     injector: Injector
     sweep: Sweep
     byok: Byok
+    administer: Administer
+    reports: Reports
+    proofs: LockoutProof
+    reencrypt: Reencrypt
+    notifications: Notifications
+    rates: Rates
+    #: what other machines do for us, and how to ask each whether it is there: raises Unavailable
+    parts: Mapping[str, Callable[[], object]]
     _closing: ExitStack = field(repr=False)
 
     def reconcile(self) -> None:
@@ -82,6 +99,8 @@ def build_app(
     keys: ports.KeyService | None = None,
     platform: ports.PlatformCipher | None = None,
     upstream: ports.Upstream | None = None,
+    limiter: ports.Limiter | None = None,
+    notifier: ports.Notifier | None = None,
     clock: ports.Clock | None = None,
     clients: AwsClients | None = None,
     on_wait: Callable[[str], None] = lambda operation: None,
@@ -101,13 +120,15 @@ def build_app(
         clients = clients or AwsClients(options)
         keys = keys or KmsKeyService(clients, options, clock)
         platform = platform or _platform(settings, clients, clock)
-        upstream = upstream or _upstream(settings, clock)
+        upstream = upstream or _upstream(settings, opened, clock)
+        limiter = limiter or _limiter(settings, opened, clock)
         sweep = Sweep(store, store, keys, clock, new_id, _sweep_limits(settings))
+        intake = Intake(store, claims, queue, ttl_seconds=settings.claim_ttl_seconds, new_id=new_id)
         return App(
             settings=settings,
             store=store,
             queue=queue,
-            intake=Intake(store, claims, queue, ttl_seconds=settings.claim_ttl_seconds, new_id=new_id),
+            intake=intake,
             custody=Custody(store, claims, keys, platform, new_id=new_id, brakes=sweep.brakes),
             reconciler=Reconciler(store, queue, grace_seconds=settings.stream_seconds + 300),
             injector=Injector(
@@ -116,12 +137,34 @@ def build_app(
                 platform,
                 upstream,
                 sweep,
+                Guesses(limiter),
                 clock,
                 new_id,
-                InjectLimits(settings.upstream_seconds, max_bytes=settings.upstream_max_bytes),
+                InjectLimits(
+                    settings.upstream_seconds,
+                    max_bytes=settings.upstream_max_bytes,
+                    stream_seconds=settings.stream_seconds,
+                ),
             ),
             sweep=sweep,
             byok=Byok(store, store, keys, clock, new_id),
+            administer=Administer(intake, store, store, store, new_id),
+            reports=Reports(store, clock),
+            proofs=LockoutProof(
+                store,
+                keys,
+                clock,
+                new_id,
+                lambda: _signer(settings),
+                sweep.brakes,
+                ProofLimits(calls_per_second=settings.check_rps),
+                shares_sessions=settings.sts_reuse_seconds > 0,
+                has_control_role=settings.control_role_arn is not None,
+            ),
+            reencrypt=Reencrypt(store, keys, sweep, clock, new_id, MoveLimits(calls_per_second=settings.check_rps)),
+            notifications=Notifications(store, notifier or _notifier(settings, clock), clock),
+            rates=Rates(limiter, _allowance(settings)),
+            parts=_parts(database=store, claims=claims, queue=queue),
             _closing=opened.pop_all(),
         )
 
@@ -152,6 +195,11 @@ def aws_options(settings: Settings, threads: int = THREADS) -> AwsOptions:
     )
 
 
+def _parts(**parts: object) -> Mapping[str, Callable[[], object]]:
+    """The parts that can be asked: what replaces one in a test need not answer."""
+    return {name: part.ping for name, part in parts.items() if hasattr(part, "ping")}
+
+
 def _store(settings: Settings, opened: ExitStack, on_wait: Callable[[str], None]) -> Store:
     database = Database(settings.database_url, on_wait=on_wait)
     opened.callback(database.close)
@@ -178,8 +226,38 @@ def _platform(settings: Settings, clients: AwsClients, clock: ports.Clock) -> po
     return PlatformKeyring.parse(settings.platform_keys)
 
 
-def _upstream(settings: Settings, clock: ports.Clock) -> HttpsUpstream:
-    return HttpsUpstream(Egress([str(network) for network in settings.egress_allow]), clock, settings.egress_ca_file)
+def _signer(settings: Settings) -> Ed25519Signer:
+    settings.require("signing_key")
+    assert settings.signing_key is not None  # noqa: S101 - required a line above
+    return Ed25519Signer(settings.signing_key)
+
+
+def _notifier(settings: Settings, clock: ports.Clock) -> Webhook | None:
+    if settings.webhook_url is None or settings.webhook_secret is None:  # both or neither
+        return None
+    return Webhook(settings.webhook_url, settings.webhook_secret, clock, settings.egress_ca_file)
+
+
+def _upstream(settings: Settings, opened: ExitStack, clock: ports.Clock) -> HttpsUpstream:
+    egress = Egress([str(each) for each in settings.egress_allow], deny=[str(each) for each in settings.egress_deny])
+    upstream = HttpsUpstream(egress, clock, settings.egress_ca_file)
+    opened.callback(upstream.close)
+    return upstream
+
+
+def _limiter(settings: Settings, opened: ExitStack, clock: ports.Clock) -> SharedLimiter:
+    limiter = SharedLimiter(settings.redis_url, clock)
+    opened.callback(limiter.close)
+    return limiter
+
+
+def _allowance(settings: Settings) -> Allowance:
+    return Allowance(
+        inject=settings.rate_inject_per_minute,
+        events=settings.rate_events_per_minute,
+        other=settings.rate_other_per_minute,
+        bytes=settings.rate_bytes_per_minute,
+    )
 
 
 def _sweep_limits(settings: Settings) -> SweepLimits:

@@ -6,17 +6,21 @@
     │   ├── Invalid                 422, names the fields
     │   ├── NotFound                404, also for what belongs to another workspace
     │   ├── Conflict                409: name_taken, version_taken, conflict
+    │   ├── Unauthorized            401: no token, or none that counts
     │   ├── Forbidden               403: forbidden, plan_required
+    │   ├── RateLimited             429, with the seconds to wait
     │   └── InjectionRefused        403: nothing was assumed, decrypted or sent
     ├── KeyServiceError             the key could not be used; `state` says whose side it is on
     │   ├── Denied                  the customer's side said no: affected, no retry in seconds
     │   ├── Misconfigured           the owner or the operator mends a setting; nobody is "affected"
     │   ├── Integrity               blob, context and key do not belong together: alarm the operator
+    │   │   └── WrongKey            the same: KMS used another key than the stored one
     │   └── Transient               try again; never "affected"
     │       └── Busy                the same, and nothing was asked: this connection has its share of uses under way
     ├── Unavailable                 one of our own parts is away; try again, nothing was lost
     │   └── AuditUnavailable        the intent could not be written, so nothing was released
-    └── UpstreamError               502/504: the one request was not answered; it is never sent twice
+    ├── UpstreamError               502/504: the one request was not answered; it is never sent twice
+    └── ClientGone                  nobody waits for the answer any more: nothing is answered
 
 An error carries a code, ids and field names. It never carries a value, a header, a body or the text of a foreign
 exception: such text can hold a value (INV-1). Raise with ``from None`` wherever the cause could.
@@ -29,6 +33,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import ClassVar
+from uuid import UUID
 
 
 class KeyState(StrEnum):
@@ -45,6 +50,15 @@ class KeyState(StrEnum):
     TRANSIENT = "transient"
 
 
+class Denier(StrEnum):
+    """Whose explicit deny AWS names in an answer: the allow that an owner gives elsewhere does not help against it."""
+
+    KEY_POLICY = "key_policy"
+    IDENTITY_POLICY = "identity_policy"
+    BOUNDARY = "permissions_boundary"
+    ORGANIZATION = "organization_policy"
+
+
 @dataclass(frozen=True)
 class Receipt:
     """What AWS gave as evidence of one use: ids only, for the audit row."""
@@ -58,6 +72,8 @@ class BrokerError(Exception):
     """The root. ``str`` is the code and the public message, nothing else."""
 
     code: ClassVar[str] = "internal"
+    #: the audit row that says more, where there is one
+    audit_id: UUID | None = None
 
     def __init__(self, message: str, *, code: str | None = None) -> None:
         super().__init__(message)
@@ -102,16 +118,33 @@ class Conflict(Refused):
     code = "conflict"
 
 
+class Unauthorized(Refused):
+    """No token, or none that counts. The message says why, and quotes nothing of it."""
+
+    code = "unauthorized"
+
+
 class Forbidden(Refused):
     """This caller may not: ``forbidden`` or ``plan_required``."""
 
     code = "forbidden"
 
 
+class RateLimited(Refused):
+    """More than this workspace may in this time. ``retry_after``: whole seconds, at least 1."""
+
+    code = "rate_limited"
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        super().__init__(message)
+        self.retry_after = max(1, retry_after)
+
+
 class InjectionRefused(Refused):
     """``no_binding``, ``ambiguous_binding``, ``host_mismatch``, ``destination_blocked``, ``handle_misplaced`` or
     ``method_refused``. Nothing was sent, and nothing assumed or decrypted (INV-6); but for a request that already
-    held a form of the value (``handle_misplaced``), which can only be seen after the decrypt."""
+    held a form of the value (``handle_misplaced``), which can only be seen after the decrypt, and where its body comes
+    in pieces (which may hold a handle too) only while it is sent."""
 
     code = "no_binding"
 
@@ -131,9 +164,10 @@ class KeyServiceError(BrokerError):
 
 
 class Denied(KeyServiceError):
-    """The customer's side said no."""
+    """The customer's side said no. ``denier``: whose explicit deny it was, where AWS named it."""
 
     default_state = KeyState.ACCESS_DENIED
+    denier: Denier | None = None
 
 
 class Misconfigured(KeyServiceError):
@@ -146,6 +180,10 @@ class Integrity(KeyServiceError):
     """Blob, context and key do not belong together. Never the customer's doing."""
 
     default_state = KeyState.INTEGRITY
+
+
+class WrongKey(Integrity):
+    """KMS did as it was told, with another key than the stored one."""
 
 
 class Transient(KeyServiceError):
@@ -185,3 +223,9 @@ class UpstreamError(BrokerError):
     """``upstream_unreachable``, ``upstream_tls``, ``upstream_timeout`` or ``response_withheld``."""
 
     code = "upstream_unreachable"
+
+
+class ClientGone(BrokerError):
+    """The caller went away: what was under way for them was ended. Nobody is there to be told."""
+
+    code = "client_gone"

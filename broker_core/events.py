@@ -1,4 +1,4 @@
-"""The CloudEvents that come in: parsed, checked, and their value taken out of reach.
+"""The CloudEvents that come in: parsed, checked, and their value taken out of reach. And the notices that go out.
 
 CloudEvents 1.0, structured JSON (https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/formats/json-format.md).
 Every problem of an event is reported at once, by field and never with what was given: a wrong field may hold the value.
@@ -13,19 +13,22 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
+from enum import StrEnum
 from typing import Any, NoReturn
+from uuid import UUID
 
 from broker_core.errors import Invalid
 from broker_core.injection import ID, LARGEST_VALUE, NAME, Injection, Kind
-from broker_core.model import EventType
+from broker_core.model import ROTATION_POLICY, EventType
 from broker_core.secret import Plaintext
 
 #: bytes; the largest value in base64 and JSON escapes, and everything else an event can hold
 LARGEST_EVENT = 512 * 1024
 #: half of what the column holds: our own doors count on from the highest version that a producer gave
 LARGEST_VERSION = 2**62
-_POLICY = re.compile(r"[1-9][0-9]{0,3}d")
+#: the source of events that come from our own doors: no producer may take their ids
+OWN_SOURCE = "axiorank:broker-secrets"
 _DATA_FIELDS = frozenset(
     """workspaceId version value valueBase64 injectionKind bindingKey targetHost mcpServerId agentId
     rotationPolicy""".split()
@@ -77,7 +80,7 @@ def from_document(document: object) -> IncomingEvent:
     kind = reader.event_type()
     event = IncomingEvent(
         id=reader.text(document, "id", 256),
-        source=reader.text(document, "source", 256),
+        source=reader.source(),
         type=kind or EventType.DELETED,  # an unknown one asks for no more fields; the event is refused anyway
         time=reader.time(),
         name=reader.matching(document, "subject", NAME, "1 to 128 of letters, digits, space, . _ : / @ + = -"),
@@ -124,6 +127,12 @@ class _Reader:
         self.problems[name] = f"give 1 to {longest} printable characters"
         return ""
 
+    def source(self) -> str:
+        given = self.text(self._document, "source", 256)
+        if given == OWN_SOURCE:
+            self.problems["source"] = "is reserved for AxioRank itself; give a name of your own"
+        return given
+
     def matching(
         self, within: Mapping[str, Any], name: str, pattern: re.Pattern[str], what: str, prefix: str = ""
     ) -> str:
@@ -154,7 +163,7 @@ class _Reader:
 
     def policy(self, data: Mapping[str, Any]) -> str | None:
         given = data.get("rotationPolicy")
-        if given is None or (isinstance(given, str) and _POLICY.fullmatch(given)):
+        if given is None or (isinstance(given, str) and ROTATION_POLICY.fullmatch(given)):
             return given
         self.problems["data.rotationPolicy"] = 'give days, as "90d", or leave it out'
         return None
@@ -236,3 +245,50 @@ def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _no_constants(_: str) -> NoReturn:
     raise ValueError
+
+
+# ---------------------------------------------------------------- what goes out
+
+
+class NoticeType(StrEnum):
+    """What owners are told of, by way of the platform."""
+
+    CONNECTION_FAILING = "byok.connection_failing"
+    CONNECTION_RECOVERED = "byok.connection_recovered"
+    NEEDS_REPROVISION = "broker_secret.needs_reprovision"
+    ROTATION_DUE = "broker_secret.rotation_due"
+
+
+#: the fields of each notice's ``data``; all are always there. ``failureId`` is the same in failing and in recovered
+NOTICE_FIELDS: Mapping[NoticeType, tuple[str, ...]] = {
+    NoticeType.CONNECTION_FAILING: (
+        *("connectionId", "failureId", "keyArn", "state", "awsCode", "requestId", "since", "foundBy"),
+        *("secretCount", "secrets", "whatToDo"),
+    ),
+    NoticeType.CONNECTION_RECOVERED: ("connectionId", "failureId", "keyArn", "since", "announcedAt"),
+    NoticeType.NEEDS_REPROVISION: ("secretId", "name", "version", "eventId", "state", "reason", "whatToDo"),
+    NoticeType.ROTATION_DUE: ("secretId", "name", "version", "rotationPolicy", "dueAt", "whatToDo"),
+}
+
+
+@dataclass(frozen=True)
+class Notice:
+    """One notice, never with a value. ``data`` has the fields of its type; ``id`` stays the same however often it is
+    sent."""
+
+    id: UUID
+    type: NoticeType
+    time: datetime
+    workspace_id: str
+    data: Mapping[str, Any]
+
+    def body(self) -> bytes:
+        """The JSON document that is sent: the same bytes for the same notice."""
+        document = {
+            "id": str(self.id),
+            "type": self.type.value,
+            "time": self.time.astimezone(UTC).isoformat().replace("+00:00", "Z"),
+            "workspaceId": self.workspace_id,
+            "data": dict(self.data),
+        }
+        return json.dumps(document, separators=(",", ":")).encode("ascii")

@@ -13,28 +13,36 @@ from __future__ import annotations
 import hmac
 import os
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from broker_core import envelope, telemetry
-from broker_core.errors import Conflict, Integrity, Invalid, NotFound, Unavailable
+from broker_core.errors import Conflict, Integrity, Invalid, NotFound, RateLimited, Unavailable
 from broker_core.events import IncomingEvent
 from broker_core.injection import SHORTEST_REDACTED, Injection, value_problem
 from broker_core.model import Event
 from broker_core.ports import Accepted, ClaimBox, Draft, IntakeStore, Queue
 from broker_core.secret import Plaintext
 
+#: values of one workspace that may wait at a time. A value has at most 64 KiB, so these take at most 64 MiB of the
+#: claim Redis, whose memory all workspaces share. A value waits for well under a second, so that only a flood comes
+#: near, or a workspace that goes on rotating while its key refuses
+MOST_WAITING = 1000
+
 
 @dataclass(frozen=True)
 class Receipt:
-    """The answer to an accepted event: where to look for it, and what its owner should know."""
+    """The answer to an accepted event: where to look for it, and what its owner should know. ``is_new`` is False for an
+    event that was accepted before, which is answered like the first time: two such receipts are equal."""
 
     id: UUID
     status: str
     name: str
     version: int
+    secret_id: UUID
     warnings: tuple[str, ...] = ()
+    is_new: bool = field(default=True, compare=False)
 
 
 class Intake:
@@ -49,6 +57,7 @@ class Intake:
         ttl_seconds: int,
         new_id: Callable[[], UUID],
         random: Callable[[int], bytes] = os.urandom,
+        most_waiting: int = MOST_WAITING,
     ) -> None:
         """``ttl_seconds``: life of a claim (``BROKER_CLAIM_TTL_SECONDS``)."""
         self._store = store
@@ -57,26 +66,50 @@ class Intake:
         self._ttl_seconds = ttl_seconds
         self._new_id = new_id
         self._random = random
+        self._most_waiting = most_waiting
 
-    def accept(self, event: IncomingEvent, *, workspace_id: str, must_be_new: bool = False) -> Receipt:
+    def accept(
+        self,
+        event: IncomingEvent,
+        *,
+        workspace_id: str,
+        must_be_new: bool = False,
+        must_exist: bool = False,
+        is_exclusive: bool = False,
+    ) -> Receipt:
         """Accept one event for the caller's workspace (``workspace_id``, from their token).
 
-        ``must_be_new``: refuse a name that is in use. Returns where to follow it; an event that was accepted before is
-        answered like the first time.
+        ``must_be_new``, ``must_exist`` and ``is_exclusive`` as in ``ports.Draft``. Returns where to follow it; an event
+        that was accepted before is answered like the first time.
 
-        Raises Invalid (fields), NotFound (no such workspace), Conflict (``version_taken``, ``name_taken``) or
-        Unavailable (nothing was kept; send it again).
+        Raises Invalid (fields), NotFound (no such workspace, or secret), Conflict (``version_taken``, ``name_taken``,
+        ``conflict``), RateLimited (too much waits already) or Unavailable (nothing was kept; send it again).
         """
         with telemetry.span("intake.accept", broker__workspace=workspace_id, broker__event_type=event.type.value):
             if event.workspace_id != workspace_id:
                 _wipe(event)
                 raise NotFound("no such workspace; the platform creates workspaces")
-            draft = self._draft(event, must_be_new)
+            draft = replace(
+                self._draft(event), must_be_new=must_be_new, must_exist=must_exist, is_exclusive=is_exclusive
+            )
             return (
                 self._accept_deletion(draft) if event.value is None else self._accept_value(draft, event, event.value)
             )
 
-    def _draft(self, event: IncomingEvent, must_be_new: bool) -> Draft:
+    def discard(self, workspace_id: str, event_id: UUID) -> Event:
+        """End a waiting event as ``deleted`` and forget its claim; the event as it is then.
+
+        Raises NotFound, Conflict when it has ended, or Unavailable.
+        """
+        self._forget(self._store.discard(workspace_id, event_id))
+        return self._store.event(workspace_id, event_id)
+
+    def forget(self, claim_ids: Iterable[str]) -> None:
+        """Delete claims whose events have ended. What cannot be deleted now is noise, and expires."""
+        for claim_id in claim_ids:
+            self._forget(claim_id)
+
+    def _draft(self, event: IncomingEvent) -> Draft:
         return Draft(
             id=self._new_id(),
             workspace_id=event.workspace_id,
@@ -91,16 +124,15 @@ class Intake:
             claim_key=None,
             ttl_seconds=self._ttl_seconds,
             traceparent=telemetry.traceparent(),
-            must_be_new=must_be_new,
+            most_waiting=self._most_waiting,
         )
 
     def _accept_deletion(self, draft: Draft) -> Receipt:
         accepted = self._store.accept(draft)
-        for claim_id in accepted.released_claims:
-            self._forget(claim_id)
+        self.forget(accepted.released_claims)
         if not accepted.is_new:
             _compare(draft, accepted.event)
-        return _receipt(accepted.event)
+        return _receipt(accepted)
 
     def _accept_value(self, draft: Draft, event: IncomingEvent, value: Plaintext) -> Receipt:
         injection = self._injection_for(draft, value)
@@ -115,7 +147,7 @@ class Intake:
             warnings = _warnings(len(view))
         if accepted.is_new:
             self._ring(accepted.event)
-        return _receipt(accepted.event, warnings)
+        return _receipt(accepted, warnings)
 
     def _injection_for(self, draft: Draft, value: Plaintext) -> Injection | None:
         """The fields that the value will be used with: its own, or those in place. The workspace is checked here,
@@ -140,7 +172,7 @@ class Intake:
         """Write the row. A claim without a row is deleted, unless the commit may have happened: then it expires."""
         try:
             accepted = self._store.accept(draft)
-        except (NotFound, Conflict):
+        except (NotFound, Conflict, RateLimited):
             self._forget(draft.claim_id)
             raise
         if not accepted.is_new:
@@ -209,8 +241,11 @@ def _warnings(size: int) -> tuple[str, ...]:
     return (f"the value is shorter than {SHORTEST_REDACTED} bytes, so answers of upstreams are not redacted for it",)
 
 
-def _receipt(event: Event, warnings: tuple[str, ...] = ()) -> Receipt:
-    return Receipt(event.id, event.state.value, event.name, event.version, warnings)
+def _receipt(accepted: Accepted, warnings: tuple[str, ...] = ()) -> Receipt:
+    event = accepted.event
+    return Receipt(
+        event.id, event.state.value, event.name, event.version, event.secret_id, warnings, is_new=accepted.is_new
+    )
 
 
 def _wipe(event: IncomingEvent) -> None:

@@ -46,6 +46,8 @@ FLOORS: Mapping[str, int] = {
     "psycopg": logging.ERROR,  # WARNING prints what the server said
     "asyncio": logging.ERROR,
     "opentelemetry": logging.WARNING,
+    "uvicorn": logging.WARNING,  # INFO is of no use as templates without arguments; its access log prints paths
+    "fastapi": logging.ERROR,
 }
 #: any other library; ours (``broker`` and below) has no floor
 OTHERS = logging.WARNING

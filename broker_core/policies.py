@@ -9,11 +9,11 @@ this module refuses them all the same, since a policy that says more than it see
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Any
 
+from broker_core.aws_names import ACCOUNT_ID
 from broker_core.context import WORKSPACE_KEY, EncryptionContext, workspace_part
 from broker_core.errors import Invalid
 from broker_core.model import parse_key_arn
@@ -57,23 +57,39 @@ class Action(StrEnum):
     DECRYPT = "kms:Decrypt"
 
 
+class Extra(StrEnum):
+    """What a symmetric key could be used for beyond the two, as far as KMS answers dry runs about it.
+
+    ``kms:ReEncryptTo`` alone is not among them: KMS asks about the source first, and it gives no more than Encrypt.
+    """
+
+    CREATE_GRANT = "kms:CreateGrant"
+    GENERATE_DATA_KEY = "kms:GenerateDataKey"
+    GENERATE_DATA_KEY_WITHOUT_PLAINTEXT = "kms:GenerateDataKeyWithoutPlaintext"
+    GENERATE_DATA_KEY_PAIR = "kms:GenerateDataKeyPair"
+    GENERATE_DATA_KEY_PAIR_WITHOUT_PLAINTEXT = "kms:GenerateDataKeyPairWithoutPlaintext"
+    RE_ENCRYPT_FROM = "kms:ReEncryptFrom"
+
+
 def trust_policy(our_account: str, external_id: str, *, partition: str = "aws") -> Policy:
     """The customer's role: our account may assume it, with the external id and not without."""
     return _policy(
         {
             "Sid": "AxioRankMayAssume",
             "Effect": "Allow",
-            "Principal": {"AWS": _root(our_account, partition)},
+            "Principal": {"AWS": account_root(our_account, partition)},
             "Action": "sts:AssumeRole",
             "Condition": {"StringEquals": {"sts:ExternalId": _literal(external_id, "externalId")}},
         }
     )
 
 
-def key_policy(role_arn: str, *, workspace_id: str | None = None) -> Policy:
+def key_policy(role_arn: str, *, workspace_id: str | None = None, administrators: str | None = None) -> Policy:
     """The customer's key: administrators of their account who cannot use it, and the role, which can do two things.
 
     ``workspace_id`` gives the stricter variant: the role can use the key only for values of that workspace.
+    ``administrators`` is the ARN of who may manage the key; without it their account's root, by which the account's own
+    IAM policies say who. Raises Invalid (``roleArn``, ``adminPrincipal``) for what IAM would read as a pattern.
     """
     _, partition, _, _, account, _ = _literal(role_arn, "roleArn").split(":", 5)
     use: Policy = {
@@ -85,14 +101,15 @@ def key_policy(role_arn: str, *, workspace_id: str | None = None) -> Policy:
     }
     if workspace_id is not None:
         use["Condition"] = _context_equals({WORKSPACE_KEY: workspace_id})
-    administrators: Policy = {
+    who = account_root(account, partition) if administrators is None else _literal(administrators, "adminPrincipal")
+    manage: Policy = {
         "Sid": "AdministratorsMayManage",
         "Effect": "Allow",
-        "Principal": {"AWS": _root(account, partition)},
+        "Principal": {"AWS": who},
         "Action": list(ADMINISTRATION),
         "Resource": "*",
     }
-    return _policy(administrators, use)
+    return _policy(manage, use)
 
 
 def session_policy(action: Action, key_arn: str, context: EncryptionContext) -> Policy:
@@ -114,6 +131,14 @@ def shared_session_policy(action: Action, key_arn: str, context: EncryptionConte
     return session_policy(action, key_arn, workspace_part(context))
 
 
+def extra_policy(extra: Extra, key_arn: str) -> Policy:
+    """For a session that asks by dry run whether more is allowed than the two: this policy does not stand in the way,
+    so that the customer's own decide."""
+    parse_key_arn(key_arn)
+    actions = [extra.value, "kms:ReEncryptTo"] if extra is Extra.RE_ENCRYPT_FROM else [extra.value]
+    return _policy({"Effect": "Allow", "Action": actions, "Resource": key_arn})
+
+
 def deny_all() -> Policy:
     """For sessions that only prove that they can be had."""
     return _policy({"Effect": "Deny", "Action": "*", "Resource": "*"})
@@ -124,14 +149,15 @@ def to_json(policy: Policy) -> str:
     return json.dumps(policy, separators=(",", ":"), ensure_ascii=True)
 
 
-def _policy(*statements: Policy) -> Policy:
-    return {"Version": "2012-10-17", "Statement": list(statements)}
-
-
-def _root(account: str, partition: str) -> str:
-    if not re.fullmatch(r"[0-9]{12}", account, re.ASCII):
+def account_root(account: str, partition: str = "aws") -> str:
+    """The principal that stands for a whole account. Raises Invalid (``account``) for what is no account id."""
+    if not ACCOUNT_ID.fullmatch(account):
         raise Invalid({"account": "an AWS account id has 12 digits"})
     return f"arn:{partition}:iam::{account}:root"
+
+
+def _policy(*statements: Policy) -> Policy:
+    return {"Version": "2012-10-17", "Statement": list(statements)}
 
 
 def _context_equals(pairs: Mapping[str, str]) -> Policy:

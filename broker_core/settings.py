@@ -65,7 +65,18 @@ class Settings:
     upstream_seconds: int = _variable("BROKER_UPSTREAM_SECONDS", checks.whole(1, 900), default=30)
     stream_seconds: int = _variable("BROKER_STREAM_SECONDS", checks.whole(1, 86_400), default=3600)
     upstream_max_bytes: int = _variable("BROKER_UPSTREAM_MAX_BYTES", checks.whole(1, 1 << 30), default=10_485_760)
+    #: streams at a time in one process; each holds a thread for as long as it lasts, and a workspace gets half at most
+    stream_places: int = _variable("BROKER_STREAM_PLACES", checks.whole(2, 2000), default=200)
+    #: of one workspace; 100 a second is beyond what one process can inject, and below what AWS lets one account assume
+    rate_inject_per_minute: int = _variable("BROKER_RATE_INJECT_PER_MINUTE", checks.whole(1, 10**7), default=6000)
+    rate_events_per_minute: int = _variable("BROKER_RATE_EVENTS_PER_MINUTE", checks.whole(1, 10**7), default=6000)
+    #: people, scripts of theirs, environments; some of these calls ask AWS a dozen times
+    rate_other_per_minute: int = _variable("BROKER_RATE_OTHER_PER_MINUTE", checks.whole(1, 10**7), default=600)
+    #: of bodies, both ways; at 1 GiB one workspace keeps a sixth of a core busy with redaction
+    rate_bytes_per_minute: int = _variable("BROKER_RATE_BYTES_PER_MINUTE", checks.whole(1, 1 << 40), default=1 << 30)
     egress_allow: tuple[Network, ...] = _variable("BROKER_EGRESS_ALLOW", checks.networks, default=())
+    #: beats the allow list
+    egress_deny: tuple[Network | str, ...] = _variable("BROKER_EGRESS_DENY", checks.networks_and_names, default=())
     egress_ca_file: str | None = _variable("BROKER_EGRESS_CA_FILE", checks.readable_file, default=None)
     port: int = _variable("PORT", checks.whole(1, 65_535), default=8000)
 

@@ -234,6 +234,28 @@ def networks(value: str) -> tuple[Network, ...]:
         raise Unacceptable("must be CIDRs after commas, host bits zero: 10.1.0.0/16,127.0.0.1/32") from None
 
 
+_HOST_NAME = re.compile(r"(?=.{1,253}\Z)[a-z0-9_-]{1,63}(\.[a-z0-9_-]{1,63})*")
+
+
+def networks_and_names(value: str) -> tuple[Network | str, ...]:
+    """CIDRs and host names after commas; a name stands for all below it. Names as they are compared: ASCII, small
+    letters, so that no entry is there that never matches."""
+    return tuple(_network_or_name(each.strip()) for each in value.split(","))
+
+
+def _network_or_name(each: str) -> Network | str:
+    try:
+        return ipaddress.ip_network(each)
+    except ValueError:
+        # a last label of digits is a mistyped address: no host name ends in one (WHATWG URL, "ends in a number")
+        if _HOST_NAME.fullmatch(each) and not re.fullmatch(r"[0-9]+|0x[0-9a-f]*", each.rpartition(".")[2]):
+            return each
+    raise Unacceptable(
+        "must be CIDRs (host bits zero) and host names after commas, names in small letters, IDNs as xn--…, without"
+        " *, port or scheme: 10.1.0.0/16,example.com"
+    )
+
+
 def readable_file(value: str) -> str:
     """The path of a file that this process may read."""
     if not (os.path.isfile(value) and os.access(value, os.R_OK)):

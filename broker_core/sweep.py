@@ -2,7 +2,8 @@
 
 A probe opens a connection's canary in one session and seals a fresh one in another: only both together show that the
 key works. A check asks KMS by dry run whether one secret would decrypt. What they find, and what injections find, goes
-into one record, in which a failing connection is one row that all its secrets inherit.
+into one record, in which a failing connection is one row that all its secrets inherit. Once a day each role shows again
+that it refuses who does not bring its external id; one that lets others in is flagged, which makes nothing "affected".
 
 Only the customer's own refusals are called failing (INV-8). When many connections turn at once the fault is more likely
 ours (a role lost, a bad deploy) than theirs: then nothing is recorded and the operator is told. Imports no AWS or
@@ -28,6 +29,7 @@ from broker_core.errors import BrokerError, KeyServiceError, KeyState, Transient
 from broker_core.model import Connection, FoundBy, Purpose
 from broker_core.ports import AuditStore, Clock, DueCheck, DueProbe, Failure, KeyService, KeyUse, SweepStore
 from broker_core.secret import Plaintext
+from broker_core.verification import Verifier
 
 #: states that say something of the role or the key, and so of every secret under it
 CONNECTION_WIDE = frozenset(
@@ -55,6 +57,8 @@ class SweepLimits:
     probe_seconds: float = 300.0
     unhealthy: float = 60.0  # between probes of a connection that fails
     check_round: float = 86_400.0  # in which every secret is checked once
+    refusals: float = 86_400.0  # between two looks whether a role refuses others
+    refusals_retry: float = 3600.0  # the same, where AWS did not say
     check_rps: float = 5.0  # calls a second, for each connection: they are on the customer's bill and in their quota
     announce_after: float = 120.0  # between the first denial and one that confirms it: AWS spreads changes in minutes
     brake_share: float = 0.20  # of the verified connections; more than this turning ...
@@ -83,6 +87,7 @@ class Sweep:
         self._limits = limits or SweepLimits()
         self._random = random
         self._canaries = Canaries(audit, keys, new_id)
+        self._verifier = Verifier(self._canaries, clock, random)
         self._record = _Record(store, clock, self._limits)
 
     def probes(self, limit: int = 50) -> int:
@@ -101,6 +106,13 @@ class Sweep:
             batch = [(check, self._intent(check)) for check in due]
             self._store.begin_checks([intent for _, intent in batch])
             self._for_each(_by_connection(batch), self._check_connection)
+        return len(due)
+
+    def refusals(self, limit: int = 20) -> int:
+        """Have up to ``limit`` due roles show that they refuse others; returns how many. Raises Unavailable when none
+        could be claimed."""
+        due = self._store.due_refusals(limit, self._limits.refusals_retry)
+        self._for_each(due, self._look_at_refusals)
         return len(due)
 
     def seen(self, failure: Failure) -> bool:
@@ -133,9 +145,22 @@ class Sweep:
             self._store.close_failure(connection.workspace_id, connection.id, None)
 
     def _open_and_seal(self, due: DueProbe) -> None:
-        self._canaries.open(due.connection, Purpose.PROBE, due.canary, self._limits.key_seconds).wipe()
+        self._canaries.open(due.connection, Purpose.PROBE, due.canary, self._limits.key_seconds).value.wipe()
         fresh = Plaintext(self._random(CANARY_BYTES))
         self._canaries.seal(due.connection, Purpose.PROBE, fresh, self._limits.key_seconds)
+
+    # ------------------------------------------------------------ refusals
+
+    def _look_at_refusals(self, connection: Connection) -> None:
+        with _span("sweep.refusals", connection):
+            found = self._verifier.refusals(connection)
+        if found.lets_others_in is None:
+            return  # it comes again when its claim is over
+        if found.lets_others_in:
+            telemetry.log().error(
+                "sweep.role_lets_others_in", workspace_id=connection.workspace_id, connection_id=str(connection.id)
+            )
+        self._store.end_refusals(connection, found.steps, found.lets_others_in, self._limits.refusals)
 
     # ------------------------------------------------------------ checks
 
@@ -214,7 +239,7 @@ class _Record:
             failure = replace(failure, secret_id=None)
         if failure.secret_id is None and failure.state not in _BLAMES_NOBODY and self.brakes():
             return False
-        self._store.open_failure(failure)
+        self._store.open_failure(failure, self._limits.announce_after)
         return True
 
     def brakes(self) -> bool:

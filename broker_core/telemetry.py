@@ -36,13 +36,26 @@ def span(name: str, kind: SpanKind = SpanKind.INTERNAL, **attributes: AttributeV
 
     A BrokerError sets the span's status and code; any other exception sets ``broker.code`` to ``internal``.
     """
-    tracer = trace.get_tracer("axiorank.broker")
-    given = {key.replace("__", "."): value for key, value in attributes.items() if value is not None}
-    with tracer.start_as_current_span(
-        name, kind=kind, attributes=given, record_exception=False, set_status_on_exception=False
-    ) as current:
-        try:
+    current = begun(name, kind, **attributes)
+    try:
+        with within(current):
             yield current
+    finally:
+        current.end()
+
+
+def begun(name: str, kind: SpanKind = SpanKind.INTERNAL, **attributes: AttributeValue | None) -> Span:
+    """Begin a span that lasts longer than a block: whoever asked for it ends it."""
+    given = {key.replace("__", "."): value for key, value in attributes.items() if value is not None}
+    return trace.get_tracer("axiorank.broker").start_span(name, kind=kind, attributes=given)
+
+
+@contextmanager
+def within(current: Span) -> Iterator[None]:
+    """Run the block in a span, from whatever thread; an error is noted as ``span`` notes it. The span is not ended."""
+    with trace.use_span(current, end_on_exit=False, record_exception=False, set_status_on_exception=False):
+        try:
+            yield
         except BrokerError as error:
             fail(current, error.reason)
             raise

@@ -21,6 +21,7 @@ from broker_core.bootstrap import App, build_app, start_process
 from broker_core.settings import Settings
 from workers.custody import register_custody
 from workers.middleware import worker_middleware
+from workers.notify import register_notify
 from workers.queue import command, threads_in, worker_environment
 from workers.sweeper import register_sweeper
 
@@ -39,6 +40,7 @@ def make_worker_queue(url: str, app: App, end_traces: Callable[[], None] = lambd
     broker = connect_queue(url, middleware=[*worker_middleware(), _Closing(app.close, end_traces)])
     register_custody(broker, app)
     register_sweeper(broker, app)
+    register_notify(broker, app)
     return broker
 
 

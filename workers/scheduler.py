@@ -1,4 +1,4 @@
-"""The process that rings for work that nobody sent: reconciling, probes, checks.
+"""The process that rings for work that nobody sent: reconciling, probes, checks, proofs, moves, notices.
 
 Each tick has one slot per period, counted on the wall clock, and whoever claims the slot rings. So any number of
 schedulers ring once per period, and when one dies the others go on without a gap. A slot that was missed is not made
@@ -19,7 +19,8 @@ from broker_core.adapters.queue import MAINTENANCE, SWEEP
 from broker_core.errors import Unavailable
 from broker_core.ports import Clock
 from workers.custody import RECONCILE
-from workers.sweeper import CHECKS, PROBES
+from workers.notify import DELIVERIES, ROTATIONS
+from workers.sweeper import CHECKS, MOVES, PROBES, PROOFS, REFUSALS
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,16 @@ class Tick:
     seconds: int
 
 
-TICKS = (Tick(RECONCILE, MAINTENANCE, 5), Tick(PROBES, SWEEP, 5), Tick(CHECKS, SWEEP, 2))
+TICKS = (
+    Tick(RECONCILE, MAINTENANCE, 5),
+    Tick(PROBES, SWEEP, 5),
+    Tick(CHECKS, SWEEP, 2),
+    Tick(REFUSALS, SWEEP, 60),
+    Tick(PROOFS, SWEEP, 2),
+    Tick(MOVES, SWEEP, 2),
+    Tick(DELIVERIES, MAINTENANCE, 5),
+    Tick(ROTATIONS, MAINTENANCE, 60),
+)
 
 #: a claimed slot is remembered for its period and this long: two schedulers' clocks may differ by as much
 SKEW_SECONDS = 300

@@ -1,5 +1,5 @@
-"""The actors that look for failing secrets: one round of probes, one round of checks. They translate; ``sweep``
-decides."""
+"""The actors that look for failing secrets: a round of probes, of checks, of refusals; and those that go on with
+lockout proofs and re-encryptions. They translate; ``sweep``, ``proof`` and ``reencrypt`` decide."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from dramatiq import Broker
 from broker_core.adapters.queue import SWEEP
 from workers.queue import register
 
-PROBES, CHECKS = "sweep_probes", "sweep_checks"
+PROBES, CHECKS, REFUSALS = "sweep_probes", "sweep_checks", "sweep_refusals"
+PROOFS, MOVES = "sweep_proofs", "sweep_moves"
 
 
 class Sweep(Protocol):
@@ -22,6 +23,23 @@ class Sweep(Protocol):
     def checks(self) -> object:
         """Check the secrets that are due. Raises BrokerError."""
 
+    def refusals(self) -> object:
+        """Have the roles that are due show that they refuse others. Raises BrokerError."""
+
+
+class Proofs(Protocol):
+    """The use case of lockout proofs; each call is one bounded round."""
+
+    def tick(self) -> object:
+        """Go on with each that runs. Raises BrokerError."""
+
+
+class Reencrypt(Protocol):
+    """The use case of re-encryptions; each call is one bounded round."""
+
+    def tick(self) -> object:
+        """Go on with each that runs. Raises BrokerError."""
+
 
 class SweepApp(Protocol):
     """What these actors need of the App."""
@@ -30,9 +48,17 @@ class SweepApp(Protocol):
     def sweep(self) -> Sweep:
         """Find what has started to fail."""
 
+    @property
+    def proofs(self) -> Proofs:
+        """Show what is locked out."""
+
+    @property
+    def reencrypt(self) -> Reencrypt:
+        """Move secrets to the current key."""
+
 
 def register_sweeper(broker: Broker, app: SweepApp) -> None:
-    """Register ``sweep_probes`` and ``sweep_checks``."""
+    """Register ``sweep_probes``, ``sweep_checks``, ``sweep_refusals``, ``sweep_proofs`` and ``sweep_moves``."""
 
     def probes() -> None:
         app.sweep.probes()
@@ -40,5 +66,17 @@ def register_sweeper(broker: Broker, app: SweepApp) -> None:
     def checks() -> None:
         app.sweep.checks()
 
+    def refusals() -> None:
+        app.sweep.refusals()
+
+    def proofs() -> None:
+        app.proofs.tick()
+
+    def moves() -> None:
+        app.reencrypt.tick()
+
     register(broker, PROBES, SWEEP, probes)
     register(broker, CHECKS, SWEEP, checks)
+    register(broker, REFUSALS, SWEEP, refusals)
+    register(broker, PROOFS, SWEEP, proofs)
+    register(broker, MOVES, SWEEP, moves)

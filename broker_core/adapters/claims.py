@@ -70,6 +70,11 @@ class RedisClaimBox:
         """Forget a claim. ``UNLINK`` would free the memory later, ``DEL`` does it now."""
         self._redis.delete(_PREFIX + claim_id)
 
+    @_asked("ping")
+    def ping(self) -> None:
+        """Raise Unavailable unless the server answers."""
+        self._redis.ping()
+
     @_asked("check_volatile")
     def check_volatile(self) -> None:
         """Raise ConfigurationError unless the server keeps nothing on disk and tells no other server.

@@ -125,6 +125,11 @@ class DramatiqQueue:
         """How many messages no worker has fetched yet. Raises Unavailable."""
         return int(self._broker.client.llen(f"{NAMESPACE}:{queue}"))
 
+    @_translated
+    def ping(self) -> None:
+        """Raise Unavailable unless the server answers."""
+        self._broker.client.ping()
+
     def close(self) -> None:
         """Close the connections."""
         self._broker.client.close()

@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import click
 
-from broker_core.cli.local import demo, dev
+from broker_core.cli.byok import byok
+from broker_core.cli.exec import exec_
+from broker_core.cli.local import demo, dev, token
 from broker_core.cli.operate import dead_letters, migrate, scheduler, worker
 from broker_core.cli.use import affected, event, inject
+from broker_core.cli.web import web
+from broker_core.cli.webhook import webhook
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -25,5 +29,7 @@ def main() -> None:
     """
 
 
-for _command in (demo, dev, migrate, worker, scheduler, dead_letters, event, inject, affected):
+for _command in (
+    *(demo, dev, token, migrate, web, worker, scheduler, dead_letters, event, inject, exec_, affected, byok, webhook),
+):
     main.add_command(_command)

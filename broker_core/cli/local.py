@@ -1,14 +1,16 @@
-"""Commands of the local stack: demo and dev. The only module that reaches into ``dev``, inside its functions: a
+"""Commands of the local stack: demo, dev and token. The only module that reaches into ``dev``, inside its functions: a
 production install has neither the embedded servers nor the AWS double."""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
-from broker_core.cli.common import REFUSED, show
+from broker_core.adapters.clock import SystemClock
+from broker_core.cli.common import REFUSED, exit_codes, settings, show
 from broker_core.observability import configure_logging
 
 _MISSING = "this needs the `local` extra: pip install 'axiorank-secrets-broker[local]' (make demo does it for you)"
@@ -48,3 +50,20 @@ def dev(env_file: Path | None) -> None:
     except ModuleNotFoundError:
         raise click.ClickException(_MISSING) from None
     serve(env_file, say=click.echo)
+
+
+@click.command()
+@click.option("--workspace", required=True, help="The workspace that the token is for.")
+@click.option("--scope", "scopes", multiple=True, help="A service's scope, as broker:inject; may be given again.")
+@click.option("--role", type=click.Choice(["viewer", "member", "admin", "owner"]), help="A person's role.")
+@click.option("--minutes", default=10, show_default=True, type=click.IntRange(1, 15))
+def token(workspace: str, scopes: Sequence[str], role: str | None, minutes: int) -> None:
+    """Print a token for the local stack, whose settings `broker dev --env-file FILE` wrote. Works nowhere else."""
+    if not scopes and role is None:
+        raise click.UsageError("name a --scope or a --role")
+    try:
+        from broker_core.dev.tokens import mint
+    except ModuleNotFoundError:
+        raise click.ClickException(_MISSING) from None
+    with exit_codes():
+        click.echo(mint(settings(), workspace, scopes=scopes, role=role, minutes=minutes, now=SystemClock().now()))

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import os
 import pwd
+import secrets
 import shutil
+import socket
 import tempfile
 from pathlib import Path
 
@@ -29,6 +31,20 @@ def for_sockets() -> Path:
 def remove(directory: Path) -> None:
     """Remove a directory that ``fresh`` made."""
     shutil.rmtree(directory, ignore_errors=True)
+
+
+def free_port() -> int:
+    """A port of 127.0.0.1 that nobody listens on, below the range that outgoing connections take theirs from."""
+    for _ in range(100):
+        port = secrets.choice(range(10_000, 20_000))
+        with socket.socket() as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                tried.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError("no port of 100 tried is free")
 
 
 def account() -> tuple[int, int] | None:

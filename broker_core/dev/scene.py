@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 
 from broker_core import events
 from broker_core.bootstrap import App
+from broker_core.byok import Verification
 from broker_core.dev.aws import CustomerAccount
 from broker_core.dev.stack import CUSTOMER_ACCOUNT, LocalStack
 from broker_core.errors import KeyServiceError
@@ -40,8 +41,10 @@ class Scene:
         self._values: dict[str, str] = {}
         self._held: UUID | None = None
 
-    def _connect(self, customer: CustomerAccount) -> UUID:
-        return self._app.byok.connect(WORKSPACE, customer.role_arn, customer.external_id, customer.key_arn).id
+    def _connect(self, customer: CustomerAccount) -> Verification:
+        found = self._app.byok.connect(WORKSPACE, customer.role_arn, customer.external_id, customer.key_arn)
+        see(found.is_current, f"every step is passed, and not {[step.name for step in found.failed()]} failed")
+        return found
 
     def _publish(self, name: str, event_type: str) -> UUID:
         """One event with a new random value."""

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from broker_core.dev.aws import CustomerAccount
-from broker_core.dev.stack import CUSTOMER_ACCOUNT, PROGRAMS, LocalStack
+from broker_core.dev.stack import CUSTOMER_ACCOUNT, PROGRAMS, LocalStack, webhook_environment
 from broker_core.dev.wiring import app_on
 
 WORKSPACE, EXTERNAL_ID = "ws_local", "local-external-id-1"
@@ -23,12 +23,14 @@ def serve(env_file: Path | None, say: Callable[[str], None]) -> None:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with LocalStack.start() as stack, _written(env_file, stack.environment):
+    with LocalStack.start(**webhook_environment()) as stack, _written(env_file, stack.environment):
         stack.run(*PROGRAMS)
         customer = stack.customer(EXTERNAL_ID)
         with app_on(stack) as app:
             app.store.put_workspace(WORKSPACE, "enterprise")
-            app.byok.connect(WORKSPACE, customer.role_arn, customer.external_id, customer.key_arn)
+            found = app.byok.connect(WORKSPACE, customer.role_arn, customer.external_id, customer.key_arn)
+            if not found.is_current:
+                raise RuntimeError(f"the sample customer's key does not pass {[step.name for step in found.failed()]}")
         for line in _introduction(stack, customer, env_file):
             say(line)
         stop.wait()
@@ -59,11 +61,15 @@ def _introduction(stack: LocalStack, customer: CustomerAccount, env_file: Path |
         f"  claims      {stack.claims.url}",
         f"  AWS double  {stack.aws.endpoint}   (account {CUSTOMER_ACCOUNT}, secret key: test)",
         f"  upstream    {stack.upstream.url}   (it records; /echo answers with what it received)",
+        f"  web         {stack.web_url}/api/v1   (OpenAPI: /api/openapi.json; `broker token` mints its tokens)",
+        f"  notices     to {stack.environment['BROKER_WEBHOOK_URL']}   (`broker webhook listen` shows them)",
         f"  workspace   {WORKSPACE}, connected to {customer.key_arn}",
         "try it, in another shell:",
         f"  set -a; . {shown}; set +a",
         f"  echo {shlex.quote(json.dumps(event))} | broker event --wait 10",
         f"  broker inject --workspace {WORKSPACE} --agent agent-1 {stack.upstream.url}/echo",
+        f"  TOKEN=$(broker token --workspace {WORKSPACE} --role owner)",
+        f'  curl -H "Authorization: Bearer $TOKEN" {stack.web_url}/api/v1/byok/connection',
         "^C ends it",
     ]
 
