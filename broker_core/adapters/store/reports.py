@@ -37,8 +37,8 @@ _WORKSPACE = "SELECT id FROM workspaces WHERE id = %(workspace_id)s AND deleted_
 # Ids of the audit log are in order of time, so its index by workspace finds the period's rows at its end.
 _DRILL = """
     WITH chosen AS (
-        SELECT s.workspace_id, s.id, s.name, s.connection_id, s.injection_kind, s.binding_key, s.target_host, s.mcp_server_id,
-            s.agent_id, s.last_used_at
+        SELECT s.workspace_id, s.id, s.name, s.connection_id, s.injection_kind, s.binding_key, s.target_host,
+            s.mcp_server_id, s.agent_id, s.last_used_at
         FROM broker_secrets s
         WHERE s.workspace_id = %(workspace_id)s AND s.connection_id IS NOT NULL AND s.deleted_at IS NULL
             AND (%(connection_id)s::uuid IS NULL OR s.connection_id = %(connection_id)s)),
