@@ -137,6 +137,7 @@ class Byok:
         if verified.canary is None:
             raise RuntimeError("a verification that was passed has left no canary")
         if not self._store.make_current(connection, verified.canary, setting_version, verified.steps):
+            self._require_plan(connection.workspace_id)
             raise Conflict("the setting changed while this key was being tried; nothing was enabled: try again")
 
     def _note(self, connection: Connection, verified: Verified) -> None:

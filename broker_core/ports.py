@@ -581,7 +581,8 @@ class ByokStore(Protocol):
         self, connection: Connection, canary: Blob, setting_version: int, steps: Sequence[StepResult] = ()
     ) -> bool:
         """Make it current under the setting's version (which then counts up), with the steps that it passed; retires
-        the old one. False when the setting changed, or another one became the pending one, meanwhile."""
+        the old one. False when the setting changed, Enterprise was lost, or another one became the pending one,
+        meanwhile."""
 
     def note_verification(
         self, connection: Connection, steps: Sequence[StepResult], *, passed: bool, flag: bool | None

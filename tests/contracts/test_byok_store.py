@@ -129,6 +129,14 @@ class TestConnect:
         assert not store.make_current(late, CANARY, 0)
         assert store.setting(workspace).connection == first
 
+    def test_a_lost_plan_refuses(self, store: Any, workspace: str) -> None:
+        """A verification takes seconds; the plan that it began on may be gone at its end."""
+        late = new_connection(workspace)
+        store.add_pending(late)
+        store.put_workspace(workspace, "team")
+        assert not store.make_current(late, CANARY, 0)
+        assert store.setting(workspace).connection is None
+
     def test_of_two_at_once_one_wins(self, store: Any, workspace: str) -> None:
         """Concurrent verifications of one setting: exactly one is made current."""
         connections = [new_connection(workspace) for _ in range(2)]

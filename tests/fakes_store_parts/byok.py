@@ -70,7 +70,7 @@ class ByokRoom(Rows):
             if workspace is None or workspace.deleted_at or workspace.setting_version != setting_version:
                 return False
             row = self._connection(connection.workspace_id, connection.id)
-            if row is None or row.status is not ConnectionStatus.PENDING:
+            if row is None or row.status is not ConnectionStatus.PENDING or workspace.plan != Plan.ENTERPRISE:
                 return False
             self._follow(workspace, row)
             row.canary, row.verified_at, row.next_probe_at = canary, now, now + _FIRST_PROBE

@@ -132,6 +132,16 @@ class TestConnect:
 
         assert customers.store.setting("ws").connection == inner[0]
 
+    def test_a_plan_that_is_lost_meanwhile_enables_nothing(self, customers: Customers) -> None:
+        """A verification takes seconds: it is the plan at its end that counts, and the answer says so."""
+        customers.keys.fail_when(lambda use: customers.store.put_workspace("ws", Plan.TEAM))
+
+        with pytest.raises(Forbidden) as refused:
+            customers.byok.connect("ws", ROLE, EXTERNAL_ID, KEY)
+
+        assert refused.value.reason == "plan_required"
+        assert customers.store.setting("ws").connection is None
+
     def test_asks_nothing_when_the_intent_cannot_be_written(self, customers: Customers) -> None:
         """INV-5 holds for verification too."""
 

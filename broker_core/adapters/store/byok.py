@@ -17,6 +17,7 @@ from broker_core.model import (
     Connection,
     ConnectionStatus,
     FoundBy,
+    Plan,
     Setting,
     StepResult,
     parse_key_arn,
@@ -32,7 +33,7 @@ _PUT_WORKSPACE = """
     ON CONFLICT (id) DO UPDATE SET plan = EXCLUDED.plan WHERE workspaces.deleted_at IS NULL
     RETURNING id"""
 _LOCK = """
-    SELECT setting_version, connection_id FROM workspaces
+    SELECT plan, setting_version, connection_id FROM workspaces
     WHERE id = %(workspace_id)s AND deleted_at IS NULL FOR UPDATE"""
 # In the order that locks are taken everywhere: workspace, secret, event, then failures and connections.
 _DELETE_WORKSPACE = (
@@ -160,7 +161,8 @@ class ByokSql:
         values = _values(connection) | {"canary": canary.ciphertext, "steps": steps_json(steps)}
         with self._database.transaction("make_current") as transaction:
             found, pending = transaction.batch((_LOCK, values), (_IS_PENDING, values))
-            if not found or found[0].setting_version != setting_version or not pending:
+            is_same = bool(found) and (found[0].setting_version, found[0].plan) == (setting_version, Plan.ENTERPRISE)
+            if not is_same or not pending:
                 return False
             transaction.commit((_RETIRE, values), (_VERIFIED, values), (_POINT, values))
         return True
