@@ -1047,7 +1047,7 @@ class MoveStore(Protocol):
         """One by its id, or the newest. Raises NotFound."""
 
     def running_moves(self, limit: int) -> Sequence[Reencryption]:
-        """Of all workspaces, oldest first."""
+        """Of all workspaces, each as likely as any other: so none waits for those that cannot go on."""
 
     def claim_move(self, move: Reencryption, per_second: float, lease_seconds: float) -> DueMove | None:
         """Claim the next due secret of a running one, within both connections' budgets of calls (one for each). None

@@ -383,6 +383,14 @@ class TestEnd:
         assert (ended.ended_at is not None, ended.stopped_by, store.running_moves(10)) == (True, None, [])
         assert store.end_move(move, "disconnected") == ended
 
+    def test_each_that_runs_has_its_turn(self, store: Any, workspace: str, neighbour: str) -> None:
+        """One that waits, for a key that fails or for hours of work, keeps no other from being listed."""
+        for one in (workspace, neighbour):
+            replaced(store, one, "github")
+        running = {started(store, one).id for one in (workspace, neighbour)}
+        # by chance one of the two would be missing once in 2**99 times
+        assert {store.running_moves(1)[0].id for _ in range(100)} == running
+
     def test_for_a_reason(self, store: Any, workspace: str) -> None:
         """What is left then stays counted as left."""
         replaced(store, workspace, "github")

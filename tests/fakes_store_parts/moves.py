@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -64,7 +65,7 @@ class MoveRoom(Rows):
     def running_moves(self, limit: int) -> Sequence[Reencryption]:
         with self._transaction():
             running = [row for row in self._moves.values() if row.ended_at is None]
-            return [_snapshot(row) for row in sorted(running, key=lambda row: row.started_at)[:limit]]
+            return [_snapshot(row) for row in random.sample(running, min(limit, len(running)))]
 
     def claim_move(self, move: Reencryption, per_second: float, lease_seconds: float) -> DueMove | None:
         with self._transaction() as now:

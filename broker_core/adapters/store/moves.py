@@ -39,9 +39,10 @@ _ENLIST = """
         AND s.connection_id <> %(current_id)s
         AND (%(from_connection_id)s::uuid IS NULL OR s.connection_id = %(from_connection_id)s)"""
 
-_COLUMNS = """r.id, r.workspace_id, r.from_connection_id, r.started_at, r.ended_at, r.stopped_by, n.total, n.moved,
-    n.denied, n.overtaken, n.failed, n."left"
-    FROM reencryptions r
+_PROGRESS = """
+    SELECT r.id, r.workspace_id, r.from_connection_id, r.started_at, r.ended_at, r.stopped_by, n.total, n.moved,
+        n.denied, n.overtaken, n.failed, n."left"
+    FROM {reencryptions} r
     CROSS JOIN LATERAL (
         SELECT count(*) AS total, count(*) FILTER (WHERE i.outcome = 'moved') AS moved,
             count(*) FILTER (WHERE i.outcome = 'denied') AS denied,
@@ -49,13 +50,13 @@ _COLUMNS = """r.id, r.workspace_id, r.from_connection_id, r.started_at, r.ended_
             count(*) FILTER (WHERE i.outcome = 'failed') AS failed,
             count(*) FILTER (WHERE i.outcome IS NULL) AS "left"
         FROM reencryption_items i WHERE i.workspace_id = r.workspace_id AND i.reencryption_id = r.id) n"""
-_MOVE = f"""
-    SELECT {_COLUMNS}
+_MOVE = f"""{_PROGRESS.format(reencryptions="reencryptions")}
     WHERE r.workspace_id = %(workspace_id)s AND (%(id)s::uuid IS NULL OR r.id = %(id)s)
     ORDER BY r.started_at DESC, r.id DESC LIMIT 1"""
-_RUNNING = f"""
-    SELECT {_COLUMNS}
-    WHERE r.ended_at IS NULL ORDER BY r.started_at, r.id LIMIT %(limit)s"""
+# By chance: one may run for hours, or wait for ever for a key that fails, and must keep no other from its turn.
+_RUNNING = _PROGRESS.format(
+    reencryptions="(SELECT * FROM reencryptions WHERE ended_at IS NULL ORDER BY random() LIMIT %(limit)s)"
+)
 
 # Nothing is claimed while the current key is known to fail: its probe says when that is over. An older key that fails
 # is asked all the same, since its no is the answer.
