@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import gc
+import itertools
 import json
 import os
 import subprocess
@@ -132,6 +133,36 @@ def _send(app: Any, call: dict[str, Any]) -> dict[str, Any]:
     return shown | {"audit_id": str(answer.audit_id)}
 
 
+def _stream(app: Any, call: dict[str, Any], pieces: int | None) -> dict[str, Any]:
+    """``pieces``: how many are read before it is given up; None for all."""
+    from broker_core.inject.call import Call
+
+    answer = app.injector.stream(Call(**call))
+    for _ in itertools.islice(answer.chunks(), pieces):
+        pass
+    answer.close()
+    return {"status": answer.status}
+
+
+def _over_http(app: Any, inverted: str, workspace: str, agent: str, target: str) -> dict[str, Any]:
+    """A value, which comes inverted: created, created again, given where none may be, sent as no JSON, injected."""
+    from tests.live import Live, RecordingQueue
+    from tests.web import web_on
+
+    value = bytes(255 - byte for byte in bytes.fromhex(inverted)).decode()
+    fields = {"name": "over-http", "secret": value, "injectionKind": "bearer", "targetHost": target, "agentId": agent}
+    asked = {"agentId": agent, "secret": "over-http", "request": {"url": f"https://{target}/echo"}}
+    live = Live(app, cast(Any, None), cast(Any, None), {}, RecordingQueue(), workspace)
+    with web_on(live) as web:
+        answers = [web.post("/broker-secrets", json=fields, role="admin")]
+        app.custody.run(UUID(answers[0].json()["eventId"]))
+        answers.append(web.post("/broker-secrets", json=fields, role="admin"))
+        answers.append(web.post("/broker-secrets", json={**fields, "agentId": value, value: value}, role="admin"))
+        answers.append(web.post("/broker-secrets", content=json.dumps(fields)[:-1].encode(), role="admin"))
+        answers.append(web.post("/inject", json=asked, scope="broker:inject"))
+        return {"statuses": [answer.status_code for answer in answers]}
+
+
 def _environment(app: Any, workspace: str, agent: str) -> dict[str, Any]:
     from broker_core.inject.call import Call
 
@@ -166,6 +197,8 @@ _DOES: dict[str, Callable[..., dict[str, Any]]] = {
     "publish": _publish,
     "event": _event,
     "send": _send,
+    "stream": _stream,
+    "over_http": _over_http,
     "environment": _environment,
     "reconcile": _reconcile,
     "reachable": _reachable,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from uuid import UUID
 
@@ -16,6 +16,8 @@ from broker_core.adapters.dry_runs import dry_run_of
 from broker_core.model import Connection, Purpose
 from broker_core.policies import Extra
 from broker_core.ports import KeyUse
+from tests.key_uses import KEY_USES
+from tests.live import Live
 
 HOUSE = Path(broker_core.__file__).parent
 #: the product; ``dev`` is a double of AWS, which receives contexts
@@ -82,6 +84,56 @@ def test_every_other_dry_run_carries_it_too(extra: Extra) -> None:
     held = json.dumps(params)
     assert params["DryRun"] is True
     assert held.count(json.dumps(dict(use.context))) == (2 if extra is Extra.RE_ENCRYPT_FROM else 1)
+
+
+def test_nobody_else_gets_a_client_to_call_kms_with() -> None:
+    """A client that is made elsewhere could be called without a context."""
+    found = {
+        (in_house(path), node.func.attr)
+        for path in MODULES
+        for node in nodes(path)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)
+        if node.func.attr in ("kms", "own_kms") or (node.func.attr == "client" and "boto" in ast.unparse(node))
+    }
+    assert found == {("adapters/key_service.py", "kms"), ("adapters/platform_cipher.py", "own_kms")}
+
+
+def _known_contexts(live: Live) -> list[Mapping[str, str]]:
+    """Of every version of a secret that was ever accepted, of every connection's canary, and the one that a
+    verification must be refused under."""
+    run, made = live.app.store._database.run, context
+    events = run("test", "SELECT workspace_id, name, version FROM secret_events", {})
+    connections = run("test", "SELECT workspace_id, id FROM byok_connections", {})
+    return [
+        *(dict(made.for_secret(each.workspace_id, each.name, each.version)) for each in events),
+        *(dict(made.for_canary(each.workspace_id, each.id)) for each in connections),
+        dict(made.for_secret(live.workspace, "axiorank-verification", 1)),
+    ]
+
+
+@pytest.mark.parametrize("name", KEY_USES)
+def test_what_kms_was_asked_carries_the_context_of_its_row(used: Live, name: str) -> None:
+    """Whatever asks a key: each Encrypt and Decrypt that arrived was under the context that ``context.py`` builds for a
+    row that exists, whole."""
+    before = len(used.aws.trail.calls)
+
+    KEY_USES[name](used)
+
+    asked = [call for call in used.aws.trail.calls[before:] if call.action in ("kms:Encrypt", "kms:Decrypt")]
+    known = _known_contexts(used)
+    assert [call for call in asked if dict(call.encryption_context) not in known] == []
+    assert asked or name == "refusals"
+
+
+@pytest.mark.parametrize("size", [12, 5000])
+def test_what_an_owner_is_told_to_decrypt_with_is_the_same(live: Live, size: int) -> None:
+    """The context of an export is the row's, of either cipher."""
+    live.connect(live.customer())
+    receipt = live.store(value="x" * size)
+
+    told = live.app.administer.export(live.workspace, receipt.secret_id).encryption_context
+
+    assert told == dict(context.for_secret(live.workspace, "github", 1))
 
 
 @pytest.mark.parametrize("path", [path for path in MODULES if "adapters" in path.parts], ids=in_house)

@@ -20,10 +20,11 @@ from broker_core.errors import BrokerError, Unavailable
 from broker_core.inject.call import Call
 from broker_core.model import EventState
 from broker_core.secret import Plaintext
+from tests import key_uses
 from tests.driver import Driver
+from tests.key_uses import KEY_USES, VALUE, environment, stream
 from tests.live import AGENT, Live
-
-VALUE = b"ghp_0123456789abcdefABCDEF"
+from tests.web import Web
 
 
 class Buffers:
@@ -61,10 +62,6 @@ def stored(live: Live) -> Live:
     return live
 
 
-def _environment(live: Live) -> Any:
-    return live.app.injector.environment(Call(live.workspace, AGENT, None))
-
-
 def _reset(live: Live) -> None:
     live.send(path="/reset")
 
@@ -99,12 +96,37 @@ def _one_of_two_variables_refused(live: Live) -> None:
     live.store("variable 2", value=VALUE, injectionKind="stdio_env", bindingKey="TOKEN_2", agentId=AGENT)
     second = ("axiorank:secret", "variable 2")
     live.aws.faults.add(Fault("kms:Decrypt", error="DisabledException", context=second))
-    _environment(live)
+    environment(live)
+
+
+def _streamed_and_given_up(live: Live) -> None:
+    live.app.injector.stream(_to(live)).close()
+
+
+def _streamed_and_dropped(live: Live) -> None:
+    next(live.app.injector.stream(_to(live)).chunks())
+
+
+def _streamed_and_breaks_off(live: Live) -> None:
+    live.upstream.route("/half", lambda _: RawResponse([b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\nhalf"]))
+    stream(live, "/half")
+
+
+def _streamed_up_with_the_value(live: Live) -> None:
+    stream(live, method="POST", body=iter([b"one", VALUE]))
+
+
+def _streamed_up_and_broken_off(live: Live) -> None:
+    stream(live, method="POST", body=iter([b"one"]), body_length=9)
+
+
+def _to(live: Live) -> Call:
+    return Call(live.workspace, AGENT, None, "GET", f"https://{live.target}/echo", secret="github")
 
 
 INJECTIONS: dict[str, Callable[[Live], object]] = {
     "a request": lambda live: live.send(),
-    "an environment": _environment,
+    "an environment": environment,
     "the upstream resets": _reset,
     "the answer breaks off": _breaks_off,
     "the request holds the value": _guesses,
@@ -113,7 +135,19 @@ INJECTIONS: dict[str, Callable[[Live], object]] = {
     "the key's answers are lost": _answer_lost,
     "one of two variables is refused": _one_of_two_variables_refused,
     "another host": lambda live: live.send(url="https://localhost:1/"),
+    "a stream": stream,
+    "a stream that is given up": _streamed_and_given_up,
+    "a stream that is dropped": _streamed_and_dropped,
+    "a stream that breaks off": _streamed_and_breaks_off,
+    "a stream of the value": _streamed_up_with_the_value,
+    "a stream whose body breaks off": _streamed_up_and_broken_off,
 }
+WELL = (
+    "a request",
+    "an environment",
+    *(name for name in INJECTIONS if name.startswith("a stream that is")),
+    "a stream",
+)
 
 
 @pytest.mark.parametrize("name", INJECTIONS)
@@ -122,7 +156,7 @@ def test_after_an_injection_no_buffer_of_ours_holds_anything(stored: Live, buffe
     try:
         INJECTIONS[name](stored)
     except BrokerError:
-        assert name not in ("a request", "an environment")
+        assert name not in WELL
     finally:
         stored.aws.faults.clear()
 
@@ -139,6 +173,114 @@ def test_the_platform_ciphers_values_are_zeroed_too(live: Live, buffers: Buffers
     INJECTIONS[name](live)
 
     assert (buffers.left, len(buffers.all) > 4) == (0, True)
+
+
+@pytest.mark.parametrize("name", KEY_USES)
+def test_whatever_asks_a_key_leaves_nothing(used: Live, buffers: Buffers, name: str) -> None:
+    """A value, a canary, a data key, random bytes: what was made for a use is zeroed when it is over."""
+    KEY_USES[name](used)
+
+    assert (buffers.left, bool(buffers.all)) == (0, name not in ("refusals", "check", "proof", "proof, revoked"))
+
+
+def _decrypts_after_all(live: Live) -> None:
+    live.aws.faults.add(Fault("kms:Decrypt", error="AccessDeniedException", count=1))
+    key_uses.prove(live)
+
+
+def _no_outcome(live: Live) -> None:
+    def away(*_: Any) -> None:
+        raise Unavailable("the database is away")
+
+    vars(live.app.reencrypt._store)["end_use"] = away
+    key_uses.reencrypt(live)
+
+
+def _not_stored(live: Live) -> None:
+    def away(*_: Any) -> None:
+        raise Unavailable("the database is away")
+
+    vars(live.app.reencrypt._store)["keep_move"] = away
+    key_uses.reencrypt(live)
+
+
+def _current_key_says_no(live: Live) -> None:
+    live.aws.faults.add(Fault("kms:Encrypt", error="AccessDeniedException"))
+    key_uses.reencrypt(live)
+
+
+def _no_second_intent(live: Live) -> None:
+    begin, intents = live.app.store.begin_use, list[object]()
+
+    def once(intent: Any) -> None:
+        if intents:
+            raise Unavailable("the database is away")
+        intents.append(intent)
+        begin(intent)
+
+    vars(live.app.reencrypt._store)["begin_use"] = once
+    key_uses.reencrypt(live)
+
+
+READ_ALL_THE_SAME: dict[str, Callable[[Live], object]] = {
+    "a proof's Decrypt works after all": _decrypts_after_all,
+    "a re-encryption's outcome is lost": _no_outcome,
+    "a re-encryption is not stored": _not_stored,
+    "a re-encryption has no second intent": _no_second_intent,
+    "a re-encryption's current key says no": _current_key_says_no,
+}
+
+
+@pytest.mark.parametrize("name", READ_ALL_THE_SAME)
+def test_what_was_decrypted_for_a_use_that_failed_is_zeroed_too(used: Live, buffers: Buffers, name: str) -> None:
+    """A value that was read, and then was not wanted, or could go nowhere."""
+    try:
+        READ_ALL_THE_SAME[name](used)
+    except Unavailable:
+        assert name.startswith("a re-encryption")
+    finally:
+        used.aws.faults.clear()
+
+    assert (buffers.left, len(buffers.all) > 0) == (0, True)
+
+
+def test_an_export_reads_nothing(stored: Live, buffers: Buffers) -> None:
+    """It is the ciphertext as it is stored: no key is asked, and no value made."""
+    (secret,) = [each for each in stored.app.store.secrets(stored.workspace) if each.name == "github"]
+    before = stored.aws.trail.calls
+
+    stored.app.administer.export(stored.workspace, secret.id)
+
+    assert (buffers.all, stored.aws.trail.calls) == ([], before)
+
+
+#: what comes over HTTP with a value in it: path, what is changed of a good creation, and the status
+TAKEN_IN: dict[str, tuple[str, dict[str, Any], int]] = {
+    "created": ("/broker-secrets", {"name": "new"}, 202),
+    "its name is taken": ("/broker-secrets", {}, 409),
+    "no injection": ("/broker-secrets", {"name": "new", "targetHost": None}, 422),
+    "a value that fits no header": ("/broker-secrets", {"name": "new", "secret": "a\nb"}, 422),
+    "rotated": ("/broker-secrets/{id}/rotate", {"name": None}, 202),
+    "rotated, but not there": (f"/broker-secrets/{uuid4()}/rotate", {"name": None}, 404),
+}
+
+
+@pytest.mark.parametrize("name", TAKEN_IN)
+def test_what_comes_over_http_is_zeroed(stored: Live, web: Web, buffers: Buffers, name: str) -> None:
+    """Accepted or refused, wherever it was refused; and once more where it is the repeat of a request."""
+    path, changes, status = TAKEN_IN[name]
+    where = {"injectionKind": "bearer", "targetHost": stored.target, "agentId": AGENT}
+    given = {"name": "github", "secret": VALUE.decode(), **where, **changes}
+    body = {field: each for field, each in given.items() if each is not None}
+    (secret,) = [each for each in stored.app.store.secrets(stored.workspace) if each.name == "github"]
+
+    for _ in range(2):
+        answer = web.post(
+            path.replace("{id}", str(secret.id)), json=body, headers={"Idempotency-Key": "one"}, role="admin"
+        )
+        assert answer.status_code == status
+
+    assert (buffers.left, len(buffers.all) >= 2) == (0, True)
 
 
 def _setting_changes(live: Live) -> None:
@@ -260,7 +402,8 @@ def test_a_disabled_key_ends_the_very_next_injection(stored: Live) -> None:
 
 
 def test_no_object_that_python_can_reach_holds_the_value_after_its_use(live: Live) -> None:
-    """In a process that injected a value, a walk through everything the collector knows finds it nowhere."""
+    """In a process that injected a value, buffered and streamed, to the end and not, a walk through everything the
+    collector knows finds it nowhere."""
     value = f"sentinel-{uuid4().hex}".encode()
     live.connect(live.customer())
     live.store(value=value)
@@ -274,6 +417,21 @@ def test_no_object_that_python_can_reach_holds_the_value_after_its_use(live: Liv
     }
     with Driver(live.environment) as driver:
         assert driver("send", call=call)["status"] == 200
+        assert [driver("stream", call=call, pieces=pieces)["status"] for pieces in (None, 1, 0)] == [200] * 3
+        left = driver("reachable", inverted=inverted)
+        planted = driver("reachable", inverted=inverted, plant=True)
+
+    assert (left, planted) == ({"count": 0}, {"count": 1})
+
+
+def test_nor_after_it_came_over_http(live: Live) -> None:
+    """In a process that took it in by its own endpoint, was refused it by the same, and injected it by another."""
+    value = f"sentinel-{uuid4().hex}".encode()
+    live.connect(live.customer())
+    inverted = bytes(255 - byte for byte in value).hex()
+    asked = {"inverted": inverted, "workspace": live.workspace, "agent": AGENT, "target": live.target}
+    with Driver(live.environment) as driver:
+        assert driver("over_http", **asked) == {"statuses": [202, 409, 422, 400, 200]}
         left = driver("reachable", inverted=inverted)
         planted = driver("reachable", inverted=inverted, plant=True)
 
