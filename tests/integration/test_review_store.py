@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
@@ -14,7 +15,8 @@ from broker_core.adapters.store.sweep import _BUDGETS, _DUE_PROBES
 from broker_core.audit import Intent
 from broker_core.model import EventState, Purpose
 from tests.databases import plain
-from tests.store_setup import OK, begun, blob_for, connected, draft, stored
+from tests.store_setup import OK, begun, blob_for, connected, draft, failure, stored
+from tests.waiting import wait_until
 
 WORKSPACE = "ws_review"
 _ROUNDS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -53,6 +55,24 @@ def test_a_round_of_the_sweep_does_not_hold_up_custody(store: Store, round_: str
         (rows,) = round_of_sweep.batch((sql, values))
         assert [row.connection_id for row in rows] == [connection.id]
         assert store.keep(attempt, blob_for(attempt), OK) is EventState.STORED
+
+
+def test_retiring_waits_for_a_failure_without_its_connection(store: Store, clean_database: str) -> None:
+    """Who records a failure goes on to the connection: whoever had locked that, and waited for the failure, would make
+    it a deadlock."""
+    older = connected(store, WORKSPACE)
+    connected(store, WORKSPACE)
+    store.open_failure(failure(older))
+    with psycopg.connect(plain(clean_database)) as recording, ThreadPoolExecutor(1) as pool:
+        recording.execute("SELECT FROM decrypt_failures FOR UPDATE")
+        retiring = pool.submit(store.retire, WORKSPACE, older.id)
+        waiting = (
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        wait_until(lambda: recording.execute(waiting).fetchone() == (1,), what="the retiring to wait")
+        recording.execute("SELECT FROM byok_connections WHERE id = %s FOR NO KEY UPDATE NOWAIT", [older.id])
+        recording.commit()
+        retiring.result(timeout=60)
 
 
 class TestReconcile:

@@ -292,7 +292,7 @@ class MoveSql:
                 raise Conflict(
                     f"{found[0].needed_by} secrets are still under this connection: move or rotate them first"
                 )
-            transaction.commit((_RETIRE, values), (_CLOSE_CONNECTION, values))
+            transaction.commit((_CLOSE_CONNECTION, values), (_RETIRE, values))
 
 
 def _check_source(values: Mapping[str, Any], workspaces: Sequence[Any], sources: Sequence[Any]) -> None:
