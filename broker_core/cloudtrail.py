@@ -1,9 +1,10 @@
 """Use case: match the customer's CloudTrail with our audit log. Was every use of their key a real use?
 
 Every call that our role made of KMS, and every AssumeRole of it, is looked for in our rows: by the request id that AWS
-gave both sides, else by the session's name, which holds the audit row's id. What is left on either side is listed. Both
-sides are read as streams into a temporary SQLite table, so that neither a year's trail nor a year's log has to fit
-into memory; it holds ids, names, times and codes, which is all that either side has.
+gave both sides, else by the session's name, which holds the audit row's id. What is left on either side is listed, and
+so is what others had the key do under our encryption context: no ciphertext of ours opens without it, so nobody opens
+one unseen. Both sides are read as streams into a temporary SQLite table, so that neither a year's trail nor a year's
+log has to fit into memory; it holds ids, names, times and codes, which is all that either side has.
 
 What this can and cannot show: a trail holds what AWS delivered (minutes late, of the Regions that it covers), and an
 AssumeRole that was refused across accounts is written to the caller's account only, so never to the customer's. Imports
@@ -48,6 +49,7 @@ class Verdict(StrEnum):
     ATTEMPT = "attempt"  # in the session of a use that we recorded, and AWS refused it: a try before its last
     UNANSWERED = "unanswered"  # the same, and AWS says that it worked: its answer did not reach us, or was not recorded
     THEIRS_ONLY = "theirs_only"  # nothing of ours explains it
+    OTHER_PRINCIPAL = "other_principal"  # it worked, under our context, and another principal than our role made it
 
 
 class Missing(StrEnum):
@@ -61,7 +63,8 @@ class Missing(StrEnum):
 
 @dataclass(frozen=True)
 class TrailCall:
-    """One call in the customer's trail, as far as it matters here. ``time`` is UTC, to the second as AWS writes it."""
+    """One call in the customer's trail, as far as it matters here. ``time`` is UTC, to the second as AWS writes it.
+    ``principal``: who made it, where that was not our role."""
 
     event_id: str
     request_id: str
@@ -72,6 +75,7 @@ class TrailCall:
     error_code: str | None
     key_arn: str | None
     encryption_context: Mapping[str, str] = field(default_factory=dict)
+    principal: str | None = None
 
 
 @dataclass(frozen=True)
@@ -85,6 +89,7 @@ class Finding:
     error_code: str | None
     audit_id: UUID | None = None
     key_arn: str | None = None
+    principal: str | None = None
     verdict: Verdict | None = None
     why: Missing | None = None
 
@@ -99,6 +104,7 @@ class Summary:
     attempts: int
     unanswered: int
     theirs_only: int
+    other_principals: int
     ours_only: int
     ours_outside: int
     ours_late: int
@@ -108,13 +114,14 @@ class Summary:
 
     @property
     def is_explained(self) -> bool:
-        """Whether every call in their trail belongs to a use that we recorded. (Look at ``unanswered`` ones: a lost
-        answer and a call that was kept quiet look the same.)"""
-        return self.theirs_only == 0
+        """Whether every use of the key for our secrets belongs to a use that we recorded. (Look at ``unanswered`` ones:
+        a lost answer and a call that was kept quiet look the same.)"""
+        return self.theirs_only == self.other_principals == 0
 
 
 def call_of(record: Mapping[str, Any], roles: Collection[str]) -> TrailCall | None:
-    """The call that a CloudTrail record shows, if one of ``roles`` (ARNs) made it, or was assumed by it.
+    """The call that a CloudTrail record shows: one of ``roles`` (ARNs) made it, or was assumed by it; or somebody else
+    made it, it worked, and it was under a context of ours.
 
     Raises KeyError, TypeError or ValueError for a record that is not shaped as CloudTrail documents it.
     """
@@ -122,22 +129,47 @@ def call_of(record: Mapping[str, Any], roles: Collection[str]) -> TrailCall | No
         return None
     is_assume = record["eventSource"].startswith("sts") and record["eventName"] == "AssumeRole"
     asked = record.get("requestParameters") or {}
-    session = (
+    role, session = (
         _session_of(record["userIdentity"]) if not is_assume else (asked.get("roleArn"), asked.get("roleSessionName"))
     )
-    if session[0] not in roles:
+    bound = _context_in(asked)
+    is_ours = role in roles
+    if not is_ours and (context.WORKSPACE_KEY not in bound or record.get("errorCode") is not None):
         return None
     return TrailCall(
-        event_id=str(record["eventID"]),
-        request_id=str(record.get("requestID") or ""),
-        event_name=str(record["eventName"]),
+        event_id=_text(record["eventID"]),
+        request_id=_text(record.get("requestID") or ""),
+        event_name=_text(record["eventName"]),
         time=_time_of(record["eventTime"]),
-        region=str(record["awsRegion"]),
-        session_name=session[1],
-        error_code=record.get("errorCode"),
+        region=_text(record["awsRegion"]),
+        session_name=_optional(session),
+        error_code=_optional(record.get("errorCode")),
         key_arn=_key_of(record),
-        encryption_context=dict(asked.get("encryptionContext") or {}),
+        encryption_context=bound,
+        principal=None if is_ours else _principal_of(record["userIdentity"]),
     )
+
+
+def _text(given: object) -> str:
+    if not isinstance(given, str):
+        raise TypeError("not a text")
+    given.encode()  # half of a surrogate pair is none either
+    return given
+
+
+def _optional(given: object) -> str | None:
+    return None if given is None else _text(given)
+
+
+def _context_in(asked: Mapping[str, Any]) -> dict[str, str]:
+    """The context of the call; of ReEncrypt, which has two, the one that the ciphertext is opened under."""
+    found = asked.get("encryptionContext") or asked.get("sourceEncryptionContext") or {}
+    return {_text(name): _text(value) for name, value in dict(found).items()}
+
+
+def _principal_of(identity: Mapping[str, Any]) -> str:
+    """An ARN, or what there is where CloudTrail has none: an account, or a service."""
+    return _text(identity.get("arn") or identity.get("invokedBy") or identity.get("accountId") or identity["type"])
 
 
 def _time_of(text: str) -> datetime:
@@ -151,13 +183,13 @@ def _session_of(identity: Mapping[str, Any]) -> tuple[str | None, str | None]:
     """The role's ARN and the session's name of an AssumedRole caller."""
     if identity.get("type") != "AssumedRole":
         return None, None
-    issuer = identity.get("sessionContext", {}).get("sessionIssuer", {})
+    issuer = (identity.get("sessionContext") or {}).get("sessionIssuer") or {}
     return issuer.get("arn"), str(identity["arn"]).rpartition("/")[2]
 
 
 def _key_of(record: Mapping[str, Any]) -> str | None:
     """The key that the call was of: CloudTrail lists it as a resource."""
-    arns = [str(resource.get("ARN", "")) for resource in record.get("resources") or ()]
+    arns = [_text(resource.get("ARN") or "") for resource in record.get("resources") or ()]
     return next((arn for arn in arns if ":kms:" in arn and ":key/" in arn), None)
 
 
@@ -197,7 +229,7 @@ class Matching:
 
     def period(self) -> tuple[datetime, datetime] | None:
         """The first and the last call of our role in the trail."""
-        first, last = self._one("SELECT min(time), max(time) FROM trail")
+        first, last = self._one(_PERIOD)
         return None if first is None else (_moment(first), _moment(last))
 
     def summary(self) -> Summary:
@@ -207,11 +239,12 @@ class Matching:
         ours = dict(self._rows.execute(f"SELECT why, count(*) FROM ({_MISSING}) GROUP BY why", self._bounds()))  # noqa: S608
         return Summary(
             records=self._records,
-            calls=sum(theirs.values()),
+            calls=sum(count for verdict, count in theirs.items() if verdict != Verdict.OTHER_PRINCIPAL),
             matched=theirs.get(Verdict.MATCHED, 0),
             attempts=theirs.get(Verdict.ATTEMPT, 0),
             unanswered=theirs.get(Verdict.UNANSWERED, 0),
             theirs_only=theirs.get(Verdict.THEIRS_ONLY, 0),
+            other_principals=theirs.get(Verdict.OTHER_PRINCIPAL, 0),
             ours_only=ours.get(Missing.OURS_ONLY, 0),
             ours_outside=ours.get(Missing.OUTSIDE, 0),
             ours_late=ours.get(Missing.LATE, 0),
@@ -221,8 +254,10 @@ class Matching:
         )
 
     def unexplained(self) -> Iterator[Finding]:
-        """The calls of our role that no row of ours holds, ``theirs_only`` and ``unanswered``, oldest first."""
-        chosen = f"SELECT * FROM ({_VERDICTS}) WHERE verdict IN ('theirs_only', 'unanswered') ORDER BY time, request_id"  # noqa: S608
+        """The calls of the trail that no row of ours holds, ``unanswered`` ones included, oldest first."""
+        chosen = f"""
+            SELECT * FROM ({_VERDICTS}) WHERE verdict IN ('theirs_only', 'other_principal', 'unanswered')
+            ORDER BY time, request_id"""  # noqa: S608 - made of constants
         for row in self._each(chosen):
             yield Finding(
                 event_name=row["event_name"],
@@ -232,6 +267,7 @@ class Matching:
                 error_code=row["error"],
                 audit_id=_audit_of(row["session"]),
                 key_arn=row["key_arn"],
+                principal=row["principal"],
                 verdict=Verdict(row["verdict"]),
             )
 
@@ -249,7 +285,7 @@ class Matching:
             )
 
     def _bounds(self) -> dict[str, int | None]:
-        first, last = self._one("SELECT min(time), max(time) FROM trail")
+        first, last = self._one(_PERIOD)
         late = None if last is None else last - int(DELIVERY.total_seconds())
         return {"first": first, "last": last, "late": late}
 
@@ -286,7 +322,8 @@ def _call_values(call: TrailCall) -> dict[str, Any]:
         "audit_id": str(audit) if audit else None,
         "error": call.error_code,
         "key_arn": call.key_arn,
-        "context": _canonical(call.encryption_context) if call.encryption_context else None,
+        "principal": call.principal,
+        **_bound(call.encryption_context),
     }
 
 
@@ -300,7 +337,7 @@ def _use_values(use: Use) -> dict[str, Any]:
         "kms_id": receipt.kms_request_id if receipt else None,
         "own_session": f"axiorank-{use.intent.purpose.value}-{use.intent.id}",
         "kms_name": _kms_name(use),
-        "context": _context_of(use),
+        **_bound(_context_of(use)),
         "error": use.result.aws_code or None if use.result and use.result.outcome is not Outcome.OK else None,
     }
 
@@ -314,18 +351,24 @@ def _kms_name(use: Use) -> str:
     return "Encrypt" if purpose is Purpose.ENCRYPT else "Decrypt"
 
 
-def _context_of(use: Use) -> str | None:
-    """The context that a row's call had. None where the row does not say: a verification tries another one, too."""
+def _context_of(use: Use) -> Mapping[str, str]:
+    """The context that a row's call had, if it worked; the workspace is empty where the log's lines do not name it.
+    Nothing where the row does not say."""
     intent = use.intent
     if intent.secret_name is not None and intent.version is not None:
-        return _canonical(context.for_secret(intent.workspace_id, intent.secret_name, intent.version))
-    if intent.purpose is Purpose.PROBE and intent.connection_id is not None:
-        return _canonical(context.for_canary(intent.workspace_id, intent.connection_id))
-    return None
+        return context.for_secret(intent.workspace_id, intent.secret_name, intent.version)
+    if intent.purpose in (Purpose.PROBE, Purpose.VERIFY) and intent.connection_id is not None:
+        return context.for_canary(intent.workspace_id, intent.connection_id)
+    return {}
 
 
-def _canonical(pairs: Mapping[str, str]) -> str:
-    return json.dumps(dict(pairs), sort_keys=True)
+def _bound(pairs: Mapping[str, str]) -> dict[str, str | None]:
+    """A context as two columns: the workspace, and the rest."""
+    rest = {name: value for name, value in pairs.items() if name != context.WORKSPACE_KEY}
+    return {
+        "workspace": pairs.get(context.WORKSPACE_KEY) or None,
+        "context": json.dumps(rest, sort_keys=True) if pairs else None,
+    }
 
 
 def _moment(seconds: int) -> datetime:
@@ -334,24 +377,27 @@ def _moment(seconds: int) -> datetime:
 
 _TABLES = """
     CREATE TABLE trail (event_id TEXT PRIMARY KEY, request_id TEXT, event_name TEXT, time INTEGER, session TEXT,
-        audit_id TEXT, error TEXT, key_arn TEXT, context TEXT) WITHOUT ROWID;
+        audit_id TEXT, error TEXT, key_arn TEXT, principal TEXT, workspace TEXT, context TEXT) WITHOUT ROWID;
     CREATE INDEX trail_request ON trail (request_id);
     CREATE TABLE ours (audit_id TEXT PRIMARY KEY, time INTEGER, session TEXT, assume_id TEXT, kms_id TEXT,
-        own_session TEXT, kms_name TEXT, error TEXT, context TEXT) WITHOUT ROWID;
+        own_session TEXT, kms_name TEXT, error TEXT, workspace TEXT, context TEXT) WITHOUT ROWID;
     CREATE INDEX ours_session ON ours (session);
 """
 _ADD_CALL = """INSERT OR IGNORE INTO trail VALUES (:event_id, :request_id, :event_name, :time, :session, :audit_id,
-    :error, :key_arn, :context)"""
+    :error, :key_arn, :principal, :workspace, :context)"""
 _ADD_USE = """INSERT OR REPLACE INTO ours VALUES (:audit_id, :time, :session, :assume_id, :kms_id, :own_session,
-    :kms_name, :error, :context)"""
+    :kms_name, :error, :workspace, :context)"""
+_PERIOD = "SELECT min(time), max(time) FROM trail WHERE principal IS NULL"
 # What worked must be what the row is about: else one secret could be written down and another one be decrypted.
 _FITS = """(t.error IS NOT NULL OR t.event_name = 'AssumeRole'
     OR (t.event_name IN ('Encrypt', 'Decrypt') AND o.kms_name IN (t.event_name, 'Encrypt or Decrypt')
-        AND (o.context IS NULL OR t.context IS NULL OR o.context = t.context)))"""
+        AND (o.context IS NULL OR o.context = t.context) AND (o.workspace IS NULL OR o.workspace = t.workspace)))"""
 # A request id alone explains nothing: the session's name must be the one that the row says. A session that was shared
-# by several uses bears the first one's name, and each row of theirs has its AssumeRole's request id too.
+# by several uses bears the first one's name, and each row of theirs has its AssumeRole's request id too. Of others only
+# what they did for the workspaces that our role serves is looked at: a customer may have more, with roles of their own.
 _VERDICTS = f"""
     SELECT t.*, CASE
+        WHEN t.principal IS NOT NULL THEN 'other_principal'
         WHEN EXISTS (SELECT 1 FROM ours o WHERE o.session = t.session AND {_FITS}
             AND CASE t.event_name WHEN 'AssumeRole' THEN o.assume_id ELSE o.kms_id END = t.request_id) THEN 'matched'
         WHEN EXISTS (SELECT 1 FROM ours o WHERE o.audit_id = t.audit_id AND o.own_session = t.session AND {_FITS})
@@ -359,7 +405,9 @@ _VERDICTS = f"""
                 AND EXISTS (SELECT 1 FROM ours o WHERE o.session = t.session AND {_FITS}))
             THEN CASE WHEN t.error IS NULL THEN 'unanswered' ELSE 'attempt' END
         ELSE 'theirs_only' END AS verdict
-    FROM trail t"""  # noqa: S608 - made of constants
+    FROM trail t
+    WHERE t.principal IS NULL
+        OR t.workspace IN (SELECT workspace FROM trail WHERE principal IS NULL UNION SELECT workspace FROM ours)"""  # noqa: S608 - made of constants
 _MISSING = """
     SELECT c.*, CASE
         WHEN :first IS NULL OR c.time < :first OR c.time > :last THEN 'outside_the_trail'
@@ -372,4 +420,4 @@ _MISSING = """
         FROM ours WHERE assume_id IS NOT NULL
         UNION ALL
         SELECT audit_id, time, session, kms_name, kms_id, error, 0 FROM ours WHERE kms_id IS NOT NULL) c
-    WHERE NOT EXISTS (SELECT 1 FROM trail t WHERE t.request_id = c.request_id)"""
+    WHERE NOT EXISTS (SELECT 1 FROM trail t WHERE t.request_id = c.request_id AND t.principal IS NULL)"""

@@ -55,6 +55,9 @@ def _use_from(row: Mapping[str, Any]) -> Use:
         workspace_id="",  # the log is of one workspace, which its lines do not name
         purpose=Purpose(row["purpose"]),
         cipher=CipherName(row["cipher"]),
+        connection_id=UUID(row["connectionId"]) if row.get("connectionId") else None,
+        secret_name=_text(row, "secretName"),
+        version=_version(row),
         event_id=UUID(row["eventId"]) if row.get("eventId") else None,
     )
     return Use(intent, _result_from(row), _moment(row["startedAt"]), None)
@@ -71,6 +74,13 @@ def _text(row: Mapping[str, Any], name: str) -> str | None:
     value = row.get(name)
     if value is not None and not isinstance(value, str):
         raise TypeError(name)
+    return value
+
+
+def _version(row: Mapping[str, Any]) -> int | None:
+    value = row.get("version")
+    if value is not None and type(value) is not int:
+        raise TypeError("version")
     return value
 
 

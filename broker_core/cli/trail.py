@@ -67,10 +67,12 @@ def reconcile(
 ) -> None:
     """Match a customer's CloudTrail with our audit log: each Encrypt, Decrypt and AssumeRole of our role.
 
-    Prints one JSON object: `summary`; `unexplained`, the calls that no row of ours holds; `oursOnly`, the calls that we
-    recorded and the trail does not hold, each with the reason that is known.
+    Prints one JSON object: `summary`; `unexplained`, the calls that no row of ours holds, and what others did with the
+    key under our encryption context; `oursOnly`, the calls that we recorded and the trail does not hold, each with the
+    reason that is known.
 
-    Exit code 0 only if the trail has calls of these roles and each belongs to a use that we recorded.
+    Exit code 0 only if the trail has calls of these roles, each belongs to a use that we recorded, and nobody else used
+    the key for what is ours.
     """
     with exit_codes(), ExitStack() as opened:
         if bool(workspace) == bool(lines):
@@ -140,8 +142,10 @@ def _line(finding: Finding) -> str:
 def _leave(summary: Summary) -> None:
     if not summary.calls:
         click.echo("no call of these roles is in this trail: wrong files, or a wrong role", err=True)
-    elif not summary.is_explained:
+    elif summary.theirs_only:
         click.echo(f"{summary.theirs_only} calls are not explained", err=True)
+    if summary.other_principals:
+        click.echo(f"{summary.other_principals} calls under our context are of other principals", err=True)
     if summary.unanswered:
         click.echo(f"{summary.unanswered} calls worked, and no row of ours says so: look at them", err=True)
     if not summary.calls or not summary.is_explained:

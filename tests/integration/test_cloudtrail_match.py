@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 
 import boto3
 
+from broker_core import context
 from broker_core.adapters.trail_files import read_trail
-from broker_core.cloudtrail import Matching, Summary
+from broker_core.cloudtrail import Matching, Summary, Verdict
 from broker_core.dev.aws import CustomerAccount
 from broker_core.ports import Use
 
@@ -107,6 +108,24 @@ def test_a_decrypt_past_the_broker_is_found(live: Live, tmp_path: Path) -> None:
     with matched(live, customer, tmp_path) as matching:
         names = [found.event_name for found in matching.unexplained()]
         assert sorted(names) == ["AssumeRole", "Decrypt"]
+
+
+def test_a_decrypt_by_another_principal_is_found(live: Live, tmp_path: Path) -> None:
+    """Somebody in the customer's account who may use the key opens a blob: under its context, or not at all."""
+    customer = live.customer()
+    a_life(live, customer)
+    account, candidate = customer.account.account_id, live.candidate("github")
+    own = customer.use_statement() | {"Sid": "Own", "Principal": {"AWS": f"arn:aws:iam::{account}:root"}}
+    customer.put_key_policy(customer.key_policy(own))
+    client = {"aws_access_key_id": account, "aws_secret_access_key": "test", "region_name": "eu-west-1"}
+    kms = boto3.client("kms", endpoint_url=live.aws.endpoint, **client)
+    bound = context.for_secret(live.workspace, "github", candidate.version)
+    kms.decrypt(CiphertextBlob=candidate.blob.ciphertext, EncryptionContext=dict(bound))
+    kms.close()
+
+    with matched(live, customer, tmp_path) as matching:
+        (found,) = matching.unexplained()
+        assert (found.verdict, found.principal) == (Verdict.OTHER_PRINCIPAL, f"arn:aws:iam::{account}:root")
 
 
 def test_a_call_that_the_trail_lost_is_listed(live: Live, tmp_path: Path) -> None:

@@ -228,7 +228,98 @@ def test_other_roles_and_services_are_left_out(matching: Matching) -> None:
     matching.add_trail([own, user, {"eventSource": "s3.amazonaws.com"}])
 
     summary = matching.summary()
-    assert (summary.records, summary.calls) == (3, 0)
+    assert (summary.records, summary.calls, summary.other_principals) == (3, 0, 0)
+
+
+MALLORY = {"type": "IAMUser", "arn": "arn:aws:iam::222222222222:user/mallory", "accountId": "222222222222"}
+
+
+def by_mallory(name: str = "Decrypt", workspace: str = "ws", **more: Any) -> dict[str, Any]:
+    """A call under a secret's context that is not our role's."""
+    asked = under("github")
+    asked["encryptionContext"]["axiorank:workspace"] = workspace
+    return kms(name, "k-9", "x", userIdentity=MALLORY, **{"requestParameters": asked, **more})
+
+
+class TestOtherPrincipals:
+    """Nobody opens a ciphertext of ours without its context, and so without being seen."""
+
+    @pytest.fixture
+    def served(self, matching: Matching) -> Matching:
+        """With one use of ours, matched."""
+        row = of_secret("github")
+        matching.add_trail([kms("Decrypt", "k-1", session_of(row), requestParameters=under("github"))])
+        matching.add_ours([row])
+        return matching
+
+    def test_a_decrypt_of_our_secret(self, served: Matching) -> None:
+        """It is listed with who did it, and the trail is not explained."""
+        served.add_trail([by_mallory()])
+
+        (found,) = served.unexplained()
+        assert (found.verdict, found.principal) == (Verdict.OTHER_PRINCIPAL, MALLORY["arn"])
+        summary = served.summary()
+        assert (summary.calls, summary.other_principals, summary.is_explained) == (1, 1, False)
+
+    def test_re_encrypting_is_decrypting(self, served: Matching) -> None:
+        """The ciphertext is opened under the source's context."""
+        asked = {"sourceEncryptionContext": under("github")["encryptionContext"], "destinationEncryptionContext": {}}
+        served.add_trail([by_mallory("ReEncrypt", requestParameters=asked)])
+
+        assert served.summary().other_principals == 1
+
+    def test_a_denied_one(self, served: Matching) -> None:
+        """What AWS refused gave nobody anything."""
+        served.add_trail([by_mallory(errorCode="AccessDenied")])
+
+        assert served.summary().other_principals == 0
+
+    def test_of_another_workspace(self, served: Matching) -> None:
+        """A customer's second workspace has a role of its own, and a log of its own."""
+        served.add_trail([by_mallory(workspace="ws_2")])
+
+        assert served.summary().other_principals == 0
+
+    def test_our_missing_row_is_not_found_in_theirs(self, served: Matching) -> None:
+        """A call of somebody else's under a request id of ours is not our call."""
+        served.add_trail([by_mallory(eventTime="2026-05-20T21:00:00Z"), kms("Decrypt", "k-0", "x")])
+        served.add_ours([use(None, "k-9")])
+
+        assert [found.request_id for found in served.ours_only()] == ["a-1", "k-9"]
+
+
+def test_a_call_without_a_context_is_not_explained_by_the_row(matching: Matching) -> None:
+    """Under the key there may be more than our secrets: what was opened there has no context of ours."""
+    row = of_secret("github")
+    matching.add_trail([kms("Decrypt", "k-1", session_of(row), requestParameters={"keyId": KEY})])
+    matching.add_ours([row])
+
+    assert matching.summary().theirs_only == 1
+
+
+@pytest.mark.parametrize("purpose", [Purpose.VERIFY, Purpose.PROBE])
+def test_a_secret_is_not_opened_as_a_canary(matching: Matching, purpose: Purpose) -> None:
+    """A verification's or a probe's row explains what worked under the canary's context, and nothing else."""
+    row = use()
+    row = replace(row, intent=replace(row.intent, purpose=purpose, connection_id=uuid4()))
+    matching.add_trail([kms("Decrypt", "k-1", session_of(row), requestParameters=under("github"))])
+    matching.add_ours([row])
+
+    assert matching.summary().theirs_only == 1
+
+
+def test_lines_without_a_workspace(matching: Matching) -> None:
+    """The log's lines do not name it: secret and version are compared all the same."""
+    rows = [of_secret(name) for name in ("github", "slack")]
+    rows = [replace(row, intent=replace(row.intent, workspace_id="")) for row in rows]
+    asked = [under("github"), under("payroll")]
+    matching.add_trail(
+        kms("Decrypt", "k-1", session_of(row), requestParameters=one) for row, one in zip(rows, asked, strict=True)
+    )
+    matching.add_ours(rows)
+
+    summary = matching.summary()
+    assert (summary.matched, summary.theirs_only) == (1, 1)
 
 
 @pytest.mark.parametrize(
@@ -269,6 +360,27 @@ def test_a_record_that_is_not_cloudtrails_is_refused(matching: Matching, missing
     """A field that CloudTrail always writes is not there: the file is not what it says."""
     record = kms("Decrypt", "k-1", "x")
     del record[missing]
+
+    with pytest.raises(Invalid, match="not shaped as CloudTrail"):
+        matching.add_trail([record])
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"errorCode": {"a": 1}},
+        {"eventID": ["x"]},
+        {"requestID": 7},
+        {"requestParameters": {"encryptionContext": {"a": {"b": "c"}}}},
+        {"requestParameters": {"encryptionContext": "text"}},
+        {"requestParameters": ["x"]},
+        {"resources": [{"ARN": 1}]},
+        {"eventName": "\ud800"},
+    ],
+)
+def test_a_field_of_another_kind_is_refused(matching: Matching, changed: dict[str, Any]) -> None:
+    """With a message, and not with a traceback."""
+    record = kms("Decrypt", "k-1", "x") | changed
 
     with pytest.raises(Invalid, match="not shaped as CloudTrail"):
         matching.add_trail([record])

@@ -138,6 +138,28 @@ class TestExitCode:
             "kms-somebody",
         )
 
+    def test_another_secret_than_the_lines_say(self, tmp_path: Path) -> None:
+        """Exit code 1: the lines name secret and version, and the trail another secret."""
+        pairs = {"axiorank:workspace": "ws_1", "axiorank:secret": "payroll", "axiorank:version": "1"}
+        opened = decrypt(1) | {"requestParameters": {"encryptionContext": pairs}}
+        trail = written(tmp_path / "trail.json", [assume(1), opened])
+        result = offline(trail, lines(tmp_path / "audit.ndjson", [row(1, version=1)]))
+        (found,) = told(result)["unexplained"]
+        assert (result.exit_code, found["eventName"]) == (1, "Decrypt")
+
+    def test_a_decrypt_of_somebody_else(self, tmp_path: Path) -> None:
+        """Exit code 1, and stderr says how many."""
+        asked = {"encryptionContext": {"axiorank:workspace": "ws_1", "axiorank:secret": "github"}}
+        ours = decrypt(1) | {"requestParameters": asked}
+        user = {"type": "IAMUser", "arn": "arn:aws:iam::222222222222:user/mallory"}
+        theirs = ours | {"userIdentity": user, "requestID": "k-9", "eventID": "k-9"}
+        trail = written(tmp_path / "trail.json", [assume(1), ours, theirs])
+        result = offline(trail, lines(tmp_path / "audit.ndjson", [row(1)]))
+        (found,) = told(result)["unexplained"]
+        assert (found["verdict"], found["principal"]) == ("other_principal", user["arn"])
+        expected = (1, "1 calls under our context are of other principals\n")
+        assert (result.exit_code, result.stderr) == expected
+
     def test_an_unanswered_one_is_pointed_at(self, tmp_path: Path) -> None:
         """It is explained, and yet to be looked at."""
         trail = written(tmp_path / "trail.json", [decrypt(1)])
@@ -222,6 +244,8 @@ class TestFiles:
             json.dumps(row(1, id="1")),
             json.dumps(row(1, startedAt="2026-05-20T20:00:00")),
             json.dumps(row(1, kmsRequestId=7)),
+            json.dumps(row(1, version="1")),
+            json.dumps(row(1, connectionId="1")),
             json.dumps(row(1, target="x" * LONGEST_LINE)),
         ],
     )
