@@ -9,13 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 import boto3
 import pytest
 
+from broker_core import context
 from broker_core.cli.common import as_json
 from broker_core.errors import Conflict
 from broker_core.export import BLOB_FILE, Export, export
+from broker_core.model import Blob, CipherName, Connection
 
 if TYPE_CHECKING:
     from broker_core.dev.aws import CustomerAccount
@@ -82,6 +85,23 @@ def test_the_aws_cli_opens_a_kms_blob(live: Live, customer: CustomerAccount, tmp
     command, _, _ = decrypt.partition(" | ")
 
     assert run_aws(shlex.split(command), own_credentials(live, customer), tmp_path) == b"value-of-their-own"
+
+
+def test_every_legal_name_survives_the_shell(tmp_path: Path) -> None:
+    """The commands are for copying: what a shell makes of them is what we meant, for every character of a name."""
+    name = "a b ._:/@+=-Z9"
+    arn = "arn:aws:kms:eu-west-1:222222222222:key/11111111-2222-3333-4444-555555555555"
+    role = "arn:aws:iam::222222222222:role/axiorank"
+    connection = Connection(UUID(int=1), "ws-1_A", role, "x" * 16, arn)
+    _, command = export(name, 3, Blob(CipherName.KMS, b"\x01\xff" * 40), connection).commands
+    aws = tmp_path / "aws"
+    aws.write_text("#!/bin/sh\nprintf '%s\\0' \"$@\" > arguments\n")
+    aws.chmod(0o755)
+    subprocess.run(["sh", "-c", command], cwd=tmp_path, env={"PATH": f"{tmp_path}:{os.defpath}"}, check=True)
+
+    arguments = (tmp_path / "arguments").read_text().split("\0")
+    given = json.loads(arguments[arguments.index("--encryption-context") + 1])
+    assert given == dict(context.for_secret("ws-1_A", name, 3))
 
 
 @pytest.mark.parametrize("value", ["small-value", "a value for an envelope; " * 200 + "end"])
