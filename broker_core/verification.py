@@ -89,9 +89,10 @@ class Verifier:
 
     def _trial(self, connection: Connection) -> _Trial:
         ends = self._clock.monotonic() + VERIFY_SECONDS
-        # it begins as the right one, so that a pattern on that beginning is found out
+        # it begins and ends as the right one, so that a pattern on either is found out; AWS takes no more than 1224
         own = connection.external_id
-        wrong = f"{own[: len(own) // 2]}-wrong-{self._random(16).hex()}"
+        half = min(len(own) // 2, 590)
+        wrong = f"{own[:half]}-wrong-{self._random(16).hex()}-{own[-half:]}"
         return _Trial(connection, self._canaries, self._clock, ends, wrong, bytearray(self._random(CANARY_BYTES)))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from fnmatch import fnmatchcase
 
 import pytest
 from structlog.testing import capture_logs
@@ -123,10 +124,22 @@ class TestSteps:
         assert [step.name for step in found.failed()] == failing
         assert (found.not_run, found.is_current) == ([], False)
 
-    def test_a_wildcard_after_the_beginning_is_found(self, customers: Customers) -> None:
-        """The wrong id begins as the right one: ``StringLike`` on a beginning lets others in, and is not passed."""
-        customers.keys.lets_in = lambda external_id: (external_id or "").startswith(EXTERNAL_ID[:10])
+    @pytest.mark.parametrize(
+        "pattern",
+        [f"{EXTERNAL_ID[:10]}*", f"*{EXTERNAL_ID[-10:]}", f"{EXTERNAL_ID[:10]}*{EXTERNAL_ID[-10:]}"],
+        ids=["beginning", "end", "both"],
+    )
+    def test_a_wildcard_is_found(self, customers: Customers, pattern: str) -> None:
+        """The wrong id begins and ends as the right one: ``StringLike`` on these lets others in, and is not passed."""
+        customers.keys.lets_in = lambda external_id: fnmatchcase(external_id or "", pattern)
         assert outcome(connect(customers), verification.REFUSES_WRONG).outcome is StepOutcome.FAILED
+
+    def test_the_wrong_external_id_is_one_that_aws_looks_at(self, customers: Customers) -> None:
+        """However long the right one is: AWS refuses a longer one than 1224 as no external id at all."""
+        longest, tried = "e" * 1224, list[str | None]()
+        customers.keys.lets_in = lambda external_id: bool(tried.append(external_id))
+        customers.byok.connect("ws", ROLE, longest, KEY)
+        assert [len(one) <= 1224 and one != longest for one in tried if one is not None] == [True]
 
     def test_the_wrong_external_id_is_another_each_time(self, customers: Customers) -> None:
         """Nobody can prepare a role for it."""
