@@ -95,6 +95,10 @@ _VERIFYING: Mapping[KeyState, str] = {
     KeyState.INTEGRITY: "The key did not give back what it was given, which AWS KMS never does; our operators were"
     " told.",
 }
+NO_ANSWER = (
+    "AWS did not answer: try again in a minute. If it never does, look for a mistake in the Region that the key's ARN"
+    " names."
+)
 _MISCONFIGURED: Mapping[str, str] = {
     "InvalidKeyUsageException": "This key cannot encrypt and decrypt as we need it: connect a symmetric encryption key"
     " (SYMMETRIC_DEFAULT, ENCRYPT_DECRYPT).",
@@ -111,6 +115,8 @@ def on_verifying(error: KeyServiceError, action: str) -> str:
         return f"Let the role use {action} on this key, in the key's policy."
     if error.state is KeyState.MISCONFIGURED:
         return _MISCONFIGURED.get(error.aws_code, _OURS)
+    if error.state is KeyState.TRANSIENT and not error.aws_code:
+        return NO_ANSWER
     return _VERIFYING.get(error.state) or what_to_do(error.state)
 
 

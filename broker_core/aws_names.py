@@ -25,6 +25,19 @@ SUFFIXES: Final[Mapping[str, tuple[str, str]]] = {
     "aws-iso-f": ("csp.hci.ic.gov", "api.aws.hci.ic.gov"),
 }
 
+#: how each partition's Regions begin, as in botocore's partitions.json too. By shape and not by name, so that a new
+#: Region needs no release of ours
+_REGIONS_BEGIN: Final[Mapping[str, str]] = {
+    "aws": "us|eu|ap|sa|ca|me|af|il|mx",
+    "aws-us-gov": "us-gov",
+    "aws-cn": "cn",
+    "aws-eusc": "eusc-de",
+    "aws-iso": "us-iso",
+    "aws-iso-b": "us-isob",
+    "aws-iso-e": "eu-isoe",
+    "aws-iso-f": "us-isof",
+}
+
 _PARTITION = "|".join(SUFFIXES)
 _REGION = r"[a-z]{2,4}(?:-[a-z]+)+-[0-9]"
 _ACCOUNT = r"[0-9]{12}"
@@ -42,6 +55,12 @@ ROLE_ARN: Final = re.compile(
 
 #: a suffix alone proves nothing: customers' buckets, load balancers and API gateways live under it too
 _SERVICE = rf"(?:vpce-[a-z0-9-]+\.)?(?:kms|sts)(?:-fips)?(?:\.{_REGION})?(?:\.vpce)?\."
+
+
+def is_region(name: str, partition: str) -> bool:
+    """Whether a Region of this partition may be called so. Another partition's would be asked on its own hosts, where
+    neither role nor key of this one can be."""
+    return re.fullmatch(rf"(?:{_REGIONS_BEGIN[partition]})-[a-z]{{1,20}}-[0-9]{{1,2}}", name) is not None
 
 
 def is_alias(name: str) -> bool:

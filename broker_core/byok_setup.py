@@ -18,7 +18,7 @@ from broker_core.advice import warnings_for
 from broker_core.aws_names import ACCOUNT_ID, SUFFIXES
 from broker_core.errors import ConfigurationError, Invalid
 from broker_core.injection import ID
-from broker_core.model import check_connection, parse_key_arn
+from broker_core.model import check_connection, check_role, parse_key_arn
 from broker_core.policies import Policy
 from broker_core.revocation import Revocation, not_stopped, ways
 from broker_core.setup_documents import (
@@ -31,6 +31,7 @@ from broker_core.setup_documents import (
     terraform,
     warnings,
 )
+from broker_core.setup_documents.blueprint import STAND_IN
 
 ROLE_NAME = "axiorank-byok"
 
@@ -183,9 +184,11 @@ def _checked(wish: SetupWish, our_account: str) -> Blueprint:
         administrators=wish.admin_principal,
         strict=wish.strict,
     )
-    # the very rule of connecting; a key that is to be made is stood for by one beside the role
-    stand_in = f"{plan.root.removesuffix(':root').replace(':iam::', ':kms:us-east-1:')}:key/{'0' * 36}"
-    check_connection(plan.role_arn, plan.key_arn or stand_in, plan.external_id)
+    # the very rules of connecting
+    if plan.key_arn is None:
+        check_role(plan.role_arn, plan.external_id, plan.partition, plan.account_id or STAND_IN)
+    else:
+        check_connection(plan.role_arn, plan.key_arn, plan.external_id)
     return plan
 
 

@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from uuid import UUID
 
-from broker_core.aws_names import KEY_ARN, ROLE_ARN, is_alias
+from broker_core.aws_names import KEY_ARN, ROLE_ARN, is_alias, is_region
 from broker_core.errors import Invalid
 from broker_core.injection import Injection
 
@@ -218,19 +218,26 @@ def check_connection(role_arn: str, key_arn: str, external_id: str) -> KeyArn:
     """Check that role, key and external id can belong together; returns the key's parts.
 
     Raises Invalid naming ``keyArn``, ``roleArn`` or ``externalId``: partition and account of role and key must be the
-    same.
+    same, and the Region one of that partition.
     """
     key = parse_key_arn(key_arn)
+    if not is_region(key.region, key.partition):
+        raise Invalid({"keyArn": f"partition {key.partition} has no Region {key.region}; give the key's own ARN"})
+    check_role(role_arn, external_id, key.partition, key.account)
+    return key
+
+
+def check_role(role_arn: str, external_id: str, partition: str, account: str) -> None:
+    """Check a role and its external id for a key of this partition and account. Raises Invalid as above."""
     role = ROLE_ARN.fullmatch(role_arn)
     if role is None:
         raise Invalid({"roleArn": "not an IAM role ARN; give arn:aws:iam::ACCOUNT:role/NAME"})
-    if role[1] != key.partition:
-        raise Invalid({"roleArn": f"is in partition {role[1]}, the key in {key.partition}; give a role beside the key"})
-    if role[2] != key.account:
+    if role[1] != partition:
+        raise Invalid({"roleArn": f"is in partition {role[1]}, the key in {partition}; give a role beside the key"})
+    if role[2] != account:
         raise Invalid({"roleArn": "is in another account than the key; give a role in the key's account"})
     if not _EXTERNAL_ID.fullmatch(external_id):
         raise Invalid({"externalId": "16 to 1224 of A-Z a-z 0-9 _ + = , . @ : / - (as IAM allows)"})
-    return key
 
 
 @dataclass(frozen=True)

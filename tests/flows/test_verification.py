@@ -88,7 +88,7 @@ class TestSteps:
         ("call", "error", "name", "advice_"),
         [
             (1, Denied("no", state=KeyState.ROLE_REFUSED), verification.ACCEPTS, advice.ROLE_DOES_NOT_ACCEPT),
-            (1, Transient("no"), verification.ACCEPTS, advice.what_to_do(KeyState.TRANSIENT)),
+            (1, Transient("no"), verification.ACCEPTS, advice.NO_ANSWER),
             (4, Denied("no", state=KeyState.ROLE_REFUSED), verification.ACCEPTS_AGAIN, advice.ROLE_NO_LONGER_ACCEPTS),
             (5, Denied("no"), verification.ENCRYPT, "Let the role use kms:Encrypt on this key, in the key's policy."),
             (6, Denied("no"), verification.DECRYPT, "Let the role use kms:Decrypt on this key, in the key's policy."),

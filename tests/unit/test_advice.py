@@ -43,6 +43,13 @@ def test_every_denier_has_its_own_place_to_look() -> None:
     assert all("kms:Decrypt" in sentence and is_plain(sentence) for sentence in told)
 
 
+@pytest.mark.parametrize(("aws_code", "may_be_a_typo"), [("", True), ("ThrottlingException", False)])
+def test_a_silence_may_be_a_regions_that_is_none(aws_code: str, may_be_a_typo: bool) -> None:
+    """Nothing answers in a Region that does not exist; what answers is there."""
+    told = advice.on_verifying(error_of(KeyState.TRANSIENT, aws_code), "sts:AssumeRole")
+    assert ("Region" in told) is may_be_a_typo
+
+
 @pytest.mark.parametrize("extra", list(Extra))
 def test_everything_beyond_the_two_is_named(extra: Extra) -> None:
     """Whether it is allowed or was not learnt."""

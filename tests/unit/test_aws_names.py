@@ -50,6 +50,27 @@ def test_partitions_are_botocores() -> None:
     } == dict(aws_names.SUFFIXES)
 
 
+def test_regions_are_botocores() -> None:
+    """Every Region that botocore knows is one of its own partition, and of no other; so is a new one of its shape."""
+    listed = botocore.session.Session().get_component("data_loader").load_data("partitions")["partitions"]
+    found = {
+        (each["id"], region): [name for name in aws_names.SUFFIXES if aws_names.is_region(region, name)]
+        for each in listed
+        for region in each["regions"]
+        if not region.endswith("-global")
+    }
+    assert {homes == [partition] for (partition, _), homes in found.items()} == {True}
+    assert aws_names.is_region("eu-southwest-12", "aws")
+
+
+@pytest.mark.parametrize(
+    "region", ["eu-west", "eu-west-1\n", "eu-WEST-1", f"eu-{'w' * 64}-1", "eu-west-1.example.com", "xx-west-1", ""]
+)
+def test_what_is_no_region(region: str) -> None:
+    """It becomes part of a host's name."""
+    assert not any(aws_names.is_region(region, partition) for partition in aws_names.SUFFIXES)
+
+
 @each_partition
 def test_own_endpoints_are_taken_by_both(partition: str) -> None:
     """Settings and adapter take KMS and STS, classic and dual-stack, of every partition."""

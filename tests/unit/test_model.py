@@ -106,6 +106,9 @@ class TestCheckConnection:
         ("role", "key", "external_id", "field"),
         [
             (ROLE, "alias/mine", EXTERNAL_ID, "keyArn"),
+            (ROLE, KEY.replace("eu-west-1", "cn-north-1"), EXTERNAL_ID, "keyArn"),
+            (ROLE, KEY.replace("eu-west-1", "us-gov-west-1"), EXTERNAL_ID, "keyArn"),
+            (ROLE, KEY.replace("eu-west-1", "zz-nowhere-1"), EXTERNAL_ID, "keyArn"),
             ("axiorank", KEY, EXTERNAL_ID, "roleArn"),
             (ROLE + "\n", KEY, EXTERNAL_ID, "roleArn"),
             (ROLE.replace("role/", "user/"), KEY, EXTERNAL_ID, "roleArn"),
