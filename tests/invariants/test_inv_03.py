@@ -6,10 +6,16 @@ run on a real PostgreSQL; after every step the database is asked, in SQL of this
 
 from __future__ import annotations
 
+import ast
+import importlib
 import json
+import pkgutil
+import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -18,7 +24,9 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+import broker_core
 from broker_core import events
+from broker_core.adapters import store as store_package
 from broker_core.byok import Verification
 from broker_core.context import EncryptionContext
 from broker_core.custody import CustodyLimits
@@ -27,6 +35,7 @@ from broker_core.errors import (
     BrokerError,
     Conflict,
     Denied,
+    Forbidden,
     Integrity,
     KeyServiceError,
     Misconfigured,
@@ -34,7 +43,7 @@ from broker_core.errors import (
     Transient,
     Unavailable,
 )
-from broker_core.model import Blob
+from broker_core.model import Blob, Plan
 from broker_core.ports import KeyUse, Sealed
 from broker_core.reencrypt import MoveLimits
 from broker_core.secret import Plaintext
@@ -42,6 +51,7 @@ from tests.databases import plain
 from tests.fakes_keys import FakeKeyService, FakePlatformCipher
 from tests.fakes_queue import FakeClaimBox
 from tests.live import AGENT, Live
+from tests.web import Web
 
 NAMES = ("a", "b", "c")
 ACCOUNT = "222222222222"
@@ -54,7 +64,7 @@ FAULTS: dict[str, Callable[[], KeyServiceError]] = {
     "misconfigured": lambda: Misconfigured("no"),
     "integrity": lambda: Integrity("no"),
 }
-CHANGES = ("connect", "disconnect")
+CHANGES = ("connect", "disconnect", "lose_enterprise", "get_enterprise")
 #: what may happen between an encryption and its storing
 MEANWHILE = (*CHANGES, "others_work", "everybody_works")
 
@@ -154,8 +164,21 @@ class World:
             self.keys.meanwhile = []
             self.keys.fail(None)
 
-    def connect(self) -> Verification:
-        """Connect, or replace what is connected; while the key fails this changes nothing."""
+    def lose_enterprise(self) -> None:
+        """The plan changes, and with it who may connect; never what encrypts."""
+        self.live.app.administer.put_workspace(self.workspace, Plan.FREE)
+
+    def get_enterprise(self) -> None:
+        """The other way round."""
+        self.live.app.administer.put_workspace(self.workspace, Plan.ENTERPRISE)
+
+    def connect(self) -> None:
+        """Connect, or replace what is connected; nothing on a plan that may not."""
+        with suppress(Forbidden):
+            self.try_to_connect()
+
+    def try_to_connect(self) -> Verification:
+        """Raises Forbidden. While the key fails this changes nothing."""
         self.keys.meanwhile = []
         arn = f"arn:aws:kms:eu-west-1:{ACCOUNT}:key/00000000-0000-4000-8000-{next(self.numbers):012d}"
         found: Verification = self.live.app.byok.connect(
@@ -181,7 +204,8 @@ class World:
         """A connection that does not show that it works changes nothing."""
         before = self.ask("SELECT connection_id, setting_version FROM workspaces WHERE id = %s")
         self.keys.fail(FAULTS[fault]())
-        assert not self.connect().is_current
+        with suppress(Forbidden):
+            assert not self.try_to_connect().is_current
         self.keys.fail(None)
         assert self.ask("SELECT connection_id, setting_version FROM workspaces WHERE id = %s") == before
 
@@ -274,6 +298,9 @@ def on_fakes(live_with: Callable[..., Live], way_out: object) -> Iterator[Callab
 @example(steps=[("connect",), PUBLISH, ("publish", "a", 4, "secret.rotated"), ("work", None, "others_work", 0)])
 @example(steps=[("connect",), PUBLISH, ("work", None, "everybody_works", 0)])
 @example(steps=[PUBLISH, ("publish", "a", 1, "secret.rotated"), ("work", None, None, 1), ("work", None, None, 0)])
+@example(steps=[("connect",), ("lose_enterprise",), PUBLISH, ("work", None, None, 0)])
+@example(steps=[("connect",), PUBLISH, ("work", None, "lose_enterprise", 0), ("failing_connect", "refused")])
+@example(steps=[*STORED_AND_REPLACED, ("move", None, "lose_enterprise")])
 @example(steps=[*STORED_AND_REPLACED, ("move", None, None)])
 @example(steps=[*STORED_AND_REPLACED, ("move", None, "connect"), ("move", None, "disconnect")])
 @example(steps=[*STORED_AND_REPLACED, *(("move", fault, None) for fault in FAULTS)])
@@ -287,6 +314,91 @@ def test_whatever_happens_a_new_blob_is_under_the_setting_that_holds(
     for step in steps:
         world.take(step)
     world.finish()
+
+
+HOUSE = Path(broker_core.__file__).parent
+#: who encrypts with what: the customer's key, the platform cipher where there is none, and both by their adapters
+ENCRYPTING = {
+    ("custody", "self._keys"),
+    ("custody", "self._platform"),
+    ("reencrypt", "self._keys"),
+    ("canary", "self._keys"),
+    ("envelope", "_aead(key)"),  # under a key of one use: a claim's, or a data key that the caller wraps
+}
+
+
+def test_one_place_uses_the_platform_cipher() -> None:
+    """Found in the sources of the use cases: custody alone, which looks at the setting first. A second one would be a
+    second place to fall back in."""
+    found = set()
+    for path in HOUSE.rglob("*.py"):
+        module = path.relative_to(HOUSE).with_suffix("").as_posix()
+        if module.split("/")[0] in ("adapters", "dev"):
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and node.attr == "encrypt":
+                found.add((module, ast.unparse(node.value)))
+    assert found == ENCRYPTING
+
+
+def test_two_statements_store_a_blob() -> None:
+    """Custody's and the re-encryption's, each of which compares the setting in its transaction, as the histories here
+    show."""
+    found = set()
+    for info in pkgutil.iter_modules(store_package.__path__):
+        module = importlib.import_module(f"{store_package.__name__}.{info.name}")
+        texts = {name: text for name, text in vars(module).items() if isinstance(text, str)}
+        found |= {
+            f"{info.name}.{name}" for name, text in texts.items() if re.search(r"\bblob = %|INTO .*\bblob\b", text)
+        }
+    assert found == {"custody._STORE_BLOB", "moves._STORE_BLOB"}
+
+
+#: what an admin's request does over HTTP: path, and what is sent
+OVER_HTTP = {
+    "created": ("/broker-secrets", {"name": "new", "injectionKind": "bearer", "agentId": AGENT}),
+    "rotated": ("/broker-secrets/{id}/rotate", {}),
+    "rotated with new fields": ("/broker-secrets/{id}/rotate", {"injectionKind": "bearer", "agentId": AGENT}),
+}
+
+
+@pytest.mark.parametrize("plan", [Plan.FREE, Plan.ENTERPRISE])
+@pytest.mark.parametrize("name", OVER_HTTP)
+def test_what_comes_over_http_goes_under_the_key_or_waits(live: Live, web: Web, name: str, plan: Plan) -> None:
+    """On every plan: while the key refuses, nothing new is stored; then it is under the key."""
+    connection = live.connect(live.customer())
+    secret_id = str(live.store().secret_id)
+    live.app.administer.put_workspace(live.workspace, plan)
+    path, body = OVER_HTTP[name]
+    fields = {**body, "targetHost": live.target} if body else {}
+    before = _blobs(live)
+    live.aws.faults.add(Fault("kms:Encrypt", error="AccessDeniedException"))
+
+    answer = web.post(path.replace("{id}", secret_id), json={"secret": "new-value-1234", **fields}, role="admin")
+    event_id = UUID(answer.json()["eventId"])
+    _try(live, event_id)
+    assert _blobs(live) == before
+
+    live.aws.faults.clear()
+    _try(live, event_id)
+    assert _blobs(live) != before
+    assert {each[:2] for each in _blobs(live)} == {("kms", connection.id)}
+
+
+@pytest.mark.parametrize("fault", ["refusing", "throttling", "failing"])
+def test_a_current_key_that_fails_moves_nothing_anywhere(live: Live, fault: str) -> None:
+    """A re-encryption leaves every blob as it was, under the older key."""
+    older = live.connect(live.customer())
+    live.store()
+    current = live.customer()
+    live.connect(current)
+    before = _blobs(live)
+    live.aws.faults.add(Fault("kms:Encrypt", account=current.account.account_id, **AWS_FAULTS[fault]))
+
+    live.app.reencrypt.step(live.workspace, live.app.reencrypt.start(live.workspace).id)
+
+    assert [each[:2] for each in before] == [("kms", older.id)]
+    assert _blobs(live) == before
 
 
 AWS_FAULTS: dict[str, dict[str, Any]] = {
@@ -363,6 +475,13 @@ def _try(live: Live, event_id: Any) -> None:
 
 
 def _blob(live: Live) -> tuple[Any, ...]:
+    return next(iter(_blobs(live)), (None, None, None))
+
+
+def _blobs(live: Live) -> list[tuple[Any, ...]]:
+    """Cipher, connection and blob of every secret that has one."""
     with psycopg.connect(plain(live.environment["BROKER_DATABASE_URL"]), autocommit=True) as sql:
-        statement = "SELECT cipher, connection_id, blob FROM broker_secrets WHERE workspace_id = %s"
-        return sql.execute(statement, (live.workspace,)).fetchone() or (None, None, None)
+        statement = (
+            "SELECT cipher, connection_id, blob FROM broker_secrets WHERE workspace_id = %s AND blob IS NOT NULL"
+        )
+        return sql.execute(statement, (live.workspace,)).fetchall()

@@ -15,7 +15,9 @@ import pytest
 
 from broker_core.dev.upstream import SampleUpstream
 from broker_core.errors import BrokerError
+from broker_core.inject.call import Call
 from tests.live import AGENT, Live
+from tests.web import Web
 
 
 @pytest.fixture
@@ -31,13 +33,22 @@ def _with_bearer(live: Live) -> Live:
 
 
 def _refusal(live: Live, **call: Any) -> str:
-    """How a call is refused, after making sure that it cost nothing."""
+    """How a call is refused, buffered and streamed alike, after making sure that it cost nothing."""
     calls, requests = live.aws.trail.calls, list(live.upstream.requests)
+    streamed = {"url": f"https://{live.target}/echo", **{name: each for name, each in call.items() if name != "name"}}
     with pytest.raises(BrokerError) as refused:
         live.send(**call)
+    with pytest.raises(BrokerError) as refused_too:
+        _stream(live, **streamed, secret=call.get("name", "github"))
     assert live.aws.trail.calls == calls
     assert live.upstream.requests == requests
+    assert refused.value.reason == refused_too.value.reason
     return refused.value.reason
+
+
+def _stream(live: Live, **call: Any) -> None:
+    given = {"workspace_id": live.workspace, "agent_id": AGENT, "mcp_server_id": None} | call
+    live.app.injector.stream(Call(**given)).close()
 
 
 @dataclass(frozen=True)
@@ -80,6 +91,48 @@ def test_a_wrong_call_costs_no_call_to_aws(live: Live, name: str) -> None:
     )
 
     assert reason == wrong.reason
+
+
+#: of those above, what an HTTP caller can ask for
+ASKED = {name: wrong for name, wrong in CALLS.items() if wrong.workspace is None}
+
+
+@pytest.mark.parametrize("path", ["/inject", "/proxy"])
+@pytest.mark.parametrize("name", ASKED)
+def test_nor_does_it_over_http(live: Live, web: Web, name: str, path: str) -> None:
+    """By either endpoint."""
+    wrong, calls = ASKED[name], live.aws.trail.calls
+    url = wrong.url.format(port=live.upstream.port)
+    body = {"agentId": wrong.agent, "secret": wrong.secret, "request": {"url": url}}
+    headers = {
+        "Axiorank-Upstream-Url": url,
+        "Axiorank-Agent-Id": wrong.agent,
+        **({"Axiorank-Secret": wrong.secret} if wrong.secret else {}),
+    }
+
+    answer = web.post(path, json=body, headers=headers, scope="broker:inject")
+
+    assert answer.json()["error"] == wrong.reason
+    assert (live.aws.trail.calls, live.upstream.requests) == (calls, [])
+
+
+def test_an_environment_for_somebody_else_costs_no_call_to_aws(live: Live) -> None:
+    """Variables have no host: the binding to agent and server is what there is, and it is settled first."""
+    live.store("variable", injectionKind="stdio_env", bindingKey="TOKEN", mcpServerId="server-1")
+    calls = live.aws.trail.calls
+
+    given = [
+        live.app.injector.environment(Call(workspace, agent, server)).variables
+        for workspace, agent, server in (
+            (live.workspace, AGENT, None),
+            (live.workspace, None, "server-2"),
+            (live.workspace, "server-1", None),
+            ("ws_other", None, "server-1"),
+        )
+    ]
+
+    assert given == [{}] * 4
+    assert live.aws.trail.calls == calls
 
 
 def test_an_ambiguous_call_costs_no_call_to_aws(live: Live) -> None:
@@ -159,9 +212,11 @@ def test_an_upstream_that_is_away_costs_no_call_to_aws(live: Live) -> None:
 
 
 def test_the_right_call_is_what_the_others_are_measured_by(live: Live) -> None:
-    """The same call with nothing wrong costs one AssumeRole and one Decrypt, and arrives."""
+    """The same call with nothing wrong costs one AssumeRole and one Decrypt, and arrives; streamed as much
+    again."""
     before = len(live.aws.trail.calls)
 
     assert live.send().status == 200
+    _stream(live, url=f"https://{live.target}/echo", secret="github")
 
-    assert [call.action for call in live.aws.trail.calls[before:]] == ["sts:AssumeRole", "kms:Decrypt"]
+    assert [call.action for call in live.aws.trail.calls[before:]] == ["sts:AssumeRole", "kms:Decrypt"] * 2

@@ -5,11 +5,17 @@ What counts is what the upstream received, over real TLS.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
 import pytest
 
 from broker_core.dev.upstream import RawResponse, Received
 from broker_core.errors import UpstreamError
+from broker_core.inject.call import Call
 from tests.live import AGENT, Live
+from tests.web import Web
 
 VALUE = "ghp_0123456789abcdefABCDEF"
 
@@ -89,7 +95,7 @@ def test_a_header_that_the_connection_header_names_does_not_take_the_injected_on
 
     received = _received(live)
     assert received.header("authorization") == f"Bearer {VALUE}"
-    assert received.headers_named("connection") == ["close"]
+    assert received.headers_named("connection") == []
     assert received.header("keep-alive") is None
 
 
@@ -146,13 +152,30 @@ def test_an_answer_that_invites_another_try_is_handed_back(live: Live) -> None:
     assert [request.path for request in live.upstream.requests] == [f"/status/{status}" for status in inviting]
 
 
-def test_two_uses_are_two_connections(live: Live) -> None:
-    """No connection that carried one use's value carries another's."""
+def test_a_connection_is_never_anothers(live: Live, live_with: Callable[..., Live], way_out: object) -> None:
+    """Of two workspaces that use the same upstream by the same way out, each has a connection of its own; and on what
+    carried one use's value, the next use's request holds its own value only."""
+    other = live_with(upstream=way_out)
+    other.store("bearer", value=VALUE)
     live.send("bearer")
+    other.send("bearer")
     live.send("http_header")
 
     assert live.upstream.connections_accepted == 2
-    assert live.upstream.requests[1].header("authorization") is None
+    assert live.upstream.requests[2].header("authorization") is None
+
+
+@pytest.mark.parametrize("status", [101, 200, 204, 500])
+def test_a_connection_that_was_not_left_clean_is_not_used_again(live: Live, status: int) -> None:
+    """Bytes after the answer would be taken for the answer to the next caller's request."""
+    head = f"HTTP/1.1 {status} OK\r\nContent-Length: 0\r\n\r\nHTTP/1.1 200 OK\r\n\r\n".encode()
+    live.upstream.route("/more", lambda _: RawResponse([head]))
+    with suppress(UpstreamError):
+        live.send("bearer", path="/more")
+
+    live.send("http_header")
+
+    assert live.upstream.connections_accepted == 2
 
 
 def test_a_cookie_is_not_kept(live: Live) -> None:
@@ -163,3 +186,127 @@ def test_a_cookie_is_not_kept(live: Live) -> None:
     live.send("bearer")
 
     assert live.upstream.requests[1].header("cookie") is None
+
+
+# ---------------------------------------------------------------- over HTTP, and streamed
+
+KINDS = ("bearer", "http_header", "query")
+
+
+def _proxied(web: Web, secret: str, path: str = "/echo", **headers: str) -> Any:
+    """A request through ``/proxy`` of a caller who has a token, and these headers."""
+    own = {
+        "Axiorank-Authorization": f"Bearer {web.token(scope='broker:inject')}",
+        "Axiorank-Upstream-Url": f"https://{web.live.target}{path}",
+        "Axiorank-Agent-Id": AGENT,
+        "Axiorank-Secret": secret,
+        "Axiorank-Anything": "mine",
+    }
+    return web.get("/proxy", headers={**own, **headers})
+
+
+def _holds_nothing_of_ours(received: Received, token: str) -> bool:
+    """No header of ours, and the token nowhere: not in a header, the line or the body."""
+    names = [name.lower() for name, _ in received.headers]
+    everything = f"{received.headers}{received.path}{received.parameters}{received.body!r}"
+    return not any(name.startswith("axiorank") for name in names) and token not in everything
+
+
+@pytest.mark.parametrize("secret", KINDS)
+def test_the_proxy_passes_nothing_of_ours_on(live: Live, web: Web, secret: str) -> None:
+    """Neither the headers that told us where to go, nor the token that let the caller in."""
+    answer = _proxied(web, secret, **{"Axiorank-Mcp-Server-Id": "server-1"})
+
+    assert answer.status_code == 200
+    assert _holds_nothing_of_ours(_received(live), answer.request.headers["Axiorank-Authorization"].split()[1])
+
+
+@pytest.mark.parametrize("secret", KINDS)
+def test_a_token_in_authorization_goes_no_further_either(live: Live, web: Web, secret: str) -> None:
+    """Whichever header held it is removed; of a bearer what stands there afterwards is the value."""
+    answer = web.get(
+        "/proxy",
+        headers={
+            "Axiorank-Upstream-Url": f"https://{live.target}/echo",
+            "Axiorank-Agent-Id": AGENT,
+            "Axiorank-Secret": secret,
+        },
+        scope="broker:inject",
+    )
+
+    assert answer.status_code == 200
+    assert _holds_nothing_of_ours(_received(live), answer.request.headers["Authorization"].split()[1])
+    assert _received(live).headers_named("authorization") == ([f"Bearer {VALUE}"] if secret == "bearer" else [])
+
+
+@pytest.mark.parametrize("name", ["Authorization", "X-Copy", "Cookie", "Proxy-Authorization"])
+def test_a_copy_of_the_token_in_any_other_header_goes_no_further(live: Live, web: Web, name: str) -> None:
+    """Callers that put it everywhere, to be sure."""
+    token = web.token(scope="broker:inject")
+    held = {"Axiorank-Authorization": f"Bearer {token}", name: f"Bearer {token}"}
+
+    assert _proxied(web, "http_header", **held).status_code == 200
+
+    assert _holds_nothing_of_ours(_received(live), token)
+
+
+def test_the_callers_own_authorization_goes_on_where_the_value_goes_elsewhere(live: Live, web: Web) -> None:
+    """What is not ours and not the injected one is the caller's business."""
+    assert _proxied(web, "http_header", Authorization="Basic bWluZQ==").status_code == 200
+
+    assert _received(live).headers_named("authorization") == ["Basic bWluZQ=="]
+
+
+@pytest.mark.parametrize(
+    ("secret", "header"), [("bearer", "Authorization"), ("bearer", "AUTHORIZATION"), ("http_header", "x_api_key")]
+)
+def test_through_the_proxy_injected_wins(live: Live, web: Web, secret: str, header: str) -> None:
+    """Over whatever the caller put there."""
+    token = f"Bearer {web.token(scope='broker:inject')}"
+    own = {"Axiorank-Authorization": token, "Axiorank-Upstream-Url": f"https://{live.target}/echo"}
+    named = {"Axiorank-Agent-Id": AGENT, "Axiorank-Secret": secret}
+
+    assert web.get("/proxy", headers={**own, **named, header: "mine"}).status_code == 200
+
+    wanted = {"bearer": ("authorization", f"Bearer {VALUE}"), "http_header": ("x-api-key", VALUE)}[secret]
+    seen = [text for name, text in _received(live).headers if name.lower().replace("_", "-") == wanted[0]]
+    assert seen == [wanted[1]]
+
+
+@pytest.mark.parametrize("secret", KINDS)
+def test_inject_passes_nothing_of_ours_on(live: Live, web: Web, secret: str) -> None:
+    """Its caller's headers are in the body: those of ours, that somebody put there, go no further."""
+    headers = [["Axiorank-Secret", secret], ["Axiorank-Authorization", "Bearer axr_tok_mine"], ["X-Kept", "1"]]
+    request = {"url": f"https://{live.target}/echo", "headers": headers}
+
+    answer = web.post("/inject", json={"agentId": AGENT, "secret": secret, "request": request}, scope="broker:inject")
+
+    assert answer.status_code == 200
+    assert _holds_nothing_of_ours(_received(live), answer.request.headers["Authorization"].split()[1])
+    assert "axr_tok_mine" not in str(_received(live).headers)
+    assert _received(live).header("x-kept") == "1"
+
+
+@pytest.mark.parametrize("secret", KINDS)
+def test_a_streamed_redirect_is_handed_back(live: Live, web: Web, secret: str) -> None:
+    """As it came, and one request was made."""
+    there = f"https://localhost:{live.upstream.port}/elsewhere"
+    head = f"HTTP/1.1 307 Go\r\nLocation: {there}\r\nContent-Length: 0\r\n\r\n".encode()
+    live.upstream.route("/go", lambda _: RawResponse([head]))
+
+    answer = _proxied(web, secret, "/go")
+
+    assert (answer.status_code, answer.headers["Location"]) == (307, there)
+    assert [request.path for request in live.upstream.requests] == ["/go"]
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_a_broken_stream_is_not_tried_again(live: Live, name: str) -> None:
+    """Not before its head, and not in its body."""
+    live.upstream.route("/broken", lambda _: BROKEN[name])
+    call = Call(live.workspace, AGENT, None, "GET", f"https://{live.target}/broken", secret="bearer")
+
+    with pytest.raises(UpstreamError):
+        list(live.app.injector.stream(call).chunks())
+
+    assert (len(live.upstream.requests), live.upstream.connections_accepted) == (1, 1)
