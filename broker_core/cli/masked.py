@@ -183,7 +183,7 @@ class _Pumps:
 
     def __init__(self, variables: Mapping[str, str]) -> None:
         values = {name: value.encode("utf-8") for name, value in variables.items()}
-        self._redactor = Redactor(_as_printed(values))
+        self._redactor = Redactor(values.items())
         self._masks = [Mask(self._redactor, values.values()) for _ in range(2)]
 
     @contextmanager
@@ -205,12 +205,6 @@ class _Pumps:
             thread.join()
         os.close(has_ended)
         self._redactor.close()
-
-
-def _as_printed(values: Mapping[str, bytes]) -> Iterator[tuple[str, bytes]]:
-    """Each value, and as programs print it that trim what they read."""
-    for name, value in values.items():
-        yield from ((name, text) for text in {value, value.strip()})
 
 
 def _pump(pipe: IO[bytes], sink: int, mask: Mask, has_ended: int) -> None:

@@ -141,6 +141,7 @@ ECHOES: dict[str, Route] = {
     "json-in-json": _text(lambda value: json.dumps(json.dumps({"v": value}))),
     "percent": _text(lambda value: quote(value, safe="")),
     "percent-lower": _text(lambda value: _lower_percent(quote(value, safe=""))),
+    "percent-twice": _text(lambda value: "/login?next=" + quote(f"/?k={quote_plus(value)}", safe="")),
     "form": _text(lambda value: f"k={quote_plus(value)}"),
     "html": _text(html.escape),
     "hex": _text(_hex),

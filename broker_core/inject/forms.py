@@ -1,20 +1,21 @@
 """The forms of a value: every way in which an echo is known to write it.
 
 Not among them, and said so in SECURITY.md: encryption, compression inside the body, UTF-16, base64 broken into lines,
-one value in several encodings at once, and pieces of a value. Values under 8 bytes have no form at all: so short a
-target would shred ordinary text. No form of a longer value is shorter than 8 bytes.
+one value in several encodings at once (but for JSON in JSON and percent in percent), and pieces of a value other than
+its ``credentials``. Values under 8 bytes have no form at all: so short a target would shred ordinary text. No form of a
+longer value is shorter than 8 bytes.
 
-Pure; imports only injection.
+Pure; imports only injection and its own parts.
 """
 
 from __future__ import annotations
 
 import base64
-import html
 import json
 import re
 from collections.abc import Iterator
 
+from broker_core.inject.credentials import credentials
 from broker_core.injection import SHORTEST_REDACTED
 
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._")
@@ -43,7 +44,21 @@ _PERCENT_TABLES = tuple(
     )
     for digits in ("02X", "02x")
 )
+#: what templates write for characters beside ``&``, ``<`` and ``>``
+_ENTITIES: tuple[dict[str, str], ...] = (
+    {"'": "&#x27;", '"': "&quot;"},  # Python, Django, React
+    {"'": "&#39;", '"': "&#34;"},  # Jinja
+    {"'": "&#39;", '"': "&#34;", "+": "&#43;"},  # Go
+    {"'": "&#039;", '"': "&quot;"},  # PHP
+    {"'": "&apos;", '"': "&quot;"},  # XML
+    {"'": "&#39;", '"': "&quot;"},  # Ruby, lodash
+    {"'": "&#x27;", '"': "&quot;", "/": "&#x2F;"},  # OWASP
+    {"'": "&#39;", '"': "&quot;", "/": "&#x2F;", "`": "&#x60;", "=": "&#x3D;"},  # Mustache
+    {"'": "&#x27;", '"': "&quot;", "`": "&#x60;", "=": "&#x3D;"},  # Handlebars
+    {},  # between tags
+)
 _PLAIN = re.compile(rb"[A-Za-z0-9._-]+")
+_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 _UNICODE = re.compile(r"\\u[0-9a-f]{4}")
 
 
@@ -54,15 +69,33 @@ def forms(value: bytes) -> frozenset[bytes]:
     """
     if len(value) < SHORTEST_REDACTED:
         return frozenset()
-    found = {value, value.hex().encode(), value.hex().upper().encode(), *_base64(value)}
+    found = {form for part in credentials(value) for form in _forms(part)}
+    return frozenset(found.union(one for one in _without_controls(value) if len(one) >= SHORTEST_REDACTED))
+
+
+def _forms(value: bytes) -> Iterator[bytes]:
+    yield from (value, value.hex().encode(), value.hex().upper().encode(), *_base64(value))
     if not _PLAIN.fullmatch(value):  # else it is the same percent-encoded, in JSON and in HTML
-        found.update(_percent(value), _text(value))
-    return frozenset(found)
+        yield from (*_percent(value), *_text(value))
+
+
+def _without_controls(value: bytes) -> Iterator[bytes]:
+    """As a header can hold it (controls are dropped from an answer's headers before they are looked through), and as
+    a shell or a page puts it on one line."""
+    if _CONTROL.search(value):
+        yield _CONTROL.sub(b"", value.replace(b"\t", b" "))
+        yield _CONTROL.sub(b"", value)
+        yield b" ".join(value.split())
 
 
 def _percent(value: bytes) -> Iterator[bytes]:
+    """Once; and twice, as a redirect writes it that carries the request's own URL in a parameter. Twice, an encoder
+    changes what its first pass wrote and nothing that it kept; one that keeps a ``/`` is not used for parameters."""
     for table in _PERCENT_TABLES:
-        yield b"".join([table[byte] for byte in value])
+        once = b"".join([table[byte] for byte in value])
+        yield once
+        if b"/" not in once:
+            yield once.replace(b"%", b"%25").replace(b"+", b"%2B" if table[0xFF] == b"%FF" else b"%2b")
 
 
 def _text(value: bytes) -> Iterator[bytes]:
@@ -75,9 +108,9 @@ def _text(value: bytes) -> Iterator[bytes]:
     for once in _json(text):
         yield once.encode("utf-8")
     yield json.dumps(json.dumps(text, ensure_ascii=False)[1:-1], ensure_ascii=False)[1:-1].encode()  # JSON in JSON
-    for apostrophe, quotation in (("&#x27;", "&quot;"), ("&#39;", "&#34;"), ("&apos;", "&quot;"), ("'", '"')):
-        escaped = html.escape(text, quote=False).replace("'", apostrophe).replace('"', quotation)
-        yield escaped.encode("utf-8")
+    for entities in _ENTITIES:
+        table = str.maketrans({"&": "&amp;", "<": "&lt;", ">": "&gt;", **entities})
+        yield text.translate(table).encode("utf-8")
 
 
 def _json(text: str) -> Iterator[str]:

@@ -15,7 +15,7 @@ from broker_core.dev.upstream import Response
 from broker_core.dev.upstream_hostile import BREAKING, ECHOES, LIMITS
 from broker_core.errors import BrokerError, InjectionRefused, UpstreamError
 from broker_core.inject.redact import Redactor
-from tests.live import Live
+from tests.live import AGENT, Live
 from tests.pitfalls.agent import NAME, Agent
 from tests.web import Web
 
@@ -25,7 +25,18 @@ ROWS = {
     3: ["location", "refresh"],
     4: ["link", "json", "status-line", "header", "header-name", "set-cookie", "challenge"],
     5: ["raw", "rendered", "until-close"],
-    6: ["json-slashes", "json-html", "json-in-json", "percent", "percent-lower", "form", "html", "hex", "hex-upper"]
+    6: [
+        "json-slashes",
+        "json-html",
+        "json-in-json",
+        "percent",
+        "percent-lower",
+        "percent-twice",
+        "form",
+        "html",
+        "hex",
+        "hex-upper",
+    ]
     + [f"base64-{kind}{before}" for before in range(3) for kind in ("", "url-")],
     7: ["byte-by-byte", "sevens", "events"],
     8: ["gzip", "gzip-members", "deflate", "deflate-bare", "brotli-named", "gzip-twice", "gzip-broken"],
@@ -88,6 +99,14 @@ class TestEchoes:
     def test_pitfall_06_every_encoding(self, http_agent: Agent) -> None:
         """Percent, JSON, HTML, hex and base64 at each alignment, in each spelling."""
         assert http_agent.leaks(ROWS[6]) == {}
+
+    def test_pitfall_06_a_credential_without_its_scheme(self, agent: Agent) -> None:
+        """Of a header that is stored whole, the upstream shows only what it took out of it."""
+        header = {"injectionKind": "http_header", "bindingKey": "Authorization", "targetHost": agent.live.target}
+        whole = "Bearer " + agent.value.value.decode()
+        agent.live.store(NAME, "secret.rotated", 2, whole, agentId=AGENT, **header)
+
+        assert agent.leaks(ROWS[4] + ROWS[5]) == {}
 
     def test_pitfall_06_one_encoding_in_another_is_a_limit(self, agent: Agent) -> None:
         """base64 of base64 is not found; SECURITY.md says so."""

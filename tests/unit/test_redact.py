@@ -89,7 +89,20 @@ class TestForms:
             .replace("'", "\\u0027")
             .encode(),
             "json in json": json.dumps(json.dumps(TEXT))[3:-3].encode(),
+            "percent in percent": quote(quote(VALUE, safe=""), safe="").encode(),
+            "form in percent": quote(quote_plus(VALUE), safe="").encode(),
             "html": html.escape(TEXT).encode(),
+            "html by PHP": html.escape(TEXT).replace("&#x27;", "&#039;").encode(),
+            "html by Go": html.escape(TEXT)
+            .replace("&#x27;", "&#39;")
+            .replace("&quot;", "&#34;")
+            .replace("+", "&#43;")
+            .encode(),
+            "html by Mustache": html.escape(TEXT)
+            .replace("=", "&#x3D;")
+            .replace("/", "&#x2F;")
+            .replace("&#x27;", "&#39;")
+            .encode(),
             "hex": VALUE.hex().encode(),
             "HEX": VALUE.hex().upper().encode(),
         }.items(),
@@ -120,6 +133,39 @@ class TestForms:
         if upper:
             escaped = re.sub(r"(?<=\\u)[0-9a-f]{4}", lambda digits: digits[0].upper(), escaped)
         assert Redactor([("db", text.encode())]).body(escaped.encode()) == MASK
+
+    @pytest.mark.parametrize(
+        ("value", "echoed"),
+        [
+            (b"Bearer sk-live-0123456789", b"sk-live-0123456789"),
+            (b"token  ghp_0123456789", b"ghp_0123456789"),
+            (b"Basic " + base64.b64encode(b"user:pass:w0rd-1"), b"pass:w0rd-1"),
+            (b"basic " + base64.b64encode(b"user:pass:w0rd-1"), b"user:pass:w0rd-1"),
+            (b"Basic " + base64.b64encode(b"user:pass:w0rd-1"), base64.b64encode(b"user:pass:w0rd-1")),
+            (b"session=0123456789abc", b"0123456789abc"),
+            (b'Token token="0123456789abc"', b"0123456789abc"),
+            (b"0123456789abc\n", b"0123456789abc"),
+            (b"Bearer p@ss/word+1", quote(b"p@ss/word+1", safe="").encode()),
+        ],
+    )
+    def test_pitfall_06_what_a_server_takes_out_of_it(self, value: bytes, echoed: bytes) -> None:
+        """A server that parses what it was sent shows the credential without its scheme, name or white space."""
+        assert Redactor([("db", value)]).body(b"invalid: " + echoed) == b"invalid: " + MASK
+
+    @pytest.mark.parametrize("value", [b"Basic dXNlcjpw", b"Basic not/base64+at=all", b"theme=dark; id=12345678"])
+    def test_other_parts_of_it_are_no_forms(self, value: bytes) -> None:
+        """Nothing short, nothing that does not decode, and none of several pairs is a credential by itself."""
+        assert all(len(form) >= 8 for form in forms(value))
+        assert b"12345678" not in forms(value)
+
+    @pytest.mark.parametrize("echoed", [b"line one line two", b"line oneline two"])
+    def test_pitfall_06_several_lines_on_one(self, echoed: bytes) -> None:
+        """A header holds no line break: what a server makes of one is found."""
+        assert Redactor([("db", b"line one\nline two")]).text(echoed.decode()) == "[redacted:secret.db]"
+
+    def test_pitfall_06_a_header_loses_its_controls(self) -> None:
+        """They are dropped from an answer's headers before those are looked through."""
+        assert Redactor([("db", b"sk-live\x01-0123")]).text("sk-live-0123") == "[redacted:secret.db]"
 
     def test_the_rendered_form_keeps_its_scheme(self) -> None:
         """``Bearer`` is no secret: what is masked in it is the value."""
