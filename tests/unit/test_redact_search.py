@@ -39,6 +39,17 @@ def test_both_ways_find_the_same(few: int, wanted: list[bytes], pieces: list[byt
     assert covered(wanted, pieces, few) == naively(wanted, b"".join(pieces))
 
 
+def test_a_long_text_is_not_searched_at_few_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There ``find`` takes as long as the text is for each of them, where the text repeats itself."""
+    searched: list[int] = []
+    monkeypatch.setattr(Finder, "_search", lambda _self, new: searched.append(new))
+    finder = Finder(Texts([Text(b"a" * 10_000 + b"b" + b"a" * 10_000, 0)]))
+    for size in (1, 2000, 2048, 2049):
+        finder.feed(b"a" * size)
+
+    assert searched == [2049]
+
+
 @given(texts, data)
 def test_starts_come_in_order_and_the_longest_first(wanted: list[bytes], pieces: list[bytes]) -> None:
     """So that whoever masks them can take them as they come."""
