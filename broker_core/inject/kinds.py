@@ -24,9 +24,9 @@ HOP_BY_HOP = frozenset(
     """connection keep-alive te trailer trailers transfer-encoding upgrade proxy-connection proxy-authorization
     proxy-authenticate proxy-authentication-info http2-settings""".split()
 )
-#: set by us or not at all: framing, encodings that would evade the redaction, and pieces of an answer (a value in two
-#: halves is not found)
-_OURS = frozenset("host content-length expect accept-encoding range if-range".split())
+#: set by us or not at all: framing; codings, character sets and deltas (RFC 3229) in which a value would not be found;
+#: and pieces of an answer (a value in two halves is not found)
+_OURS = frozenset("host content-length expect accept-encoding accept-charset a-im range if-range".split())
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}")  # RFC 9110 §5.6.2
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")  # RFC 9110 §5.5: nothing that ends a header
 MOST_HEADERS = 100

@@ -45,8 +45,8 @@ class TestHeaders:
     @pytest.mark.parametrize(
         "name",
         """Host Content-Length Transfer-Encoding Connection Keep-Alive Proxy-Authorization Proxy-Anything Expect TE
-        Trailer Upgrade Range If-Range Accept-Encoding Axiorank-Authorization axiorank-agent-id HTTP2-Settings
-        X-Nominated""".split(),
+        Trailer Upgrade Range If-Range Accept-Encoding Accept-Charset A-IM Axiorank-Authorization axiorank-agent-id
+        HTTP2-Settings X-Nominated""".split(),
     )
     def test_pitfall_22_a_header_that_steers_is_dropped(self, name: str) -> None:
         """Framing, the connection's own, ranges, encodings, and ours never go upstream as the caller sent them."""
