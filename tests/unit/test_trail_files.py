@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from broker_core.adapters.trail_files import read_trail
+from broker_core.adapters.trail_files import LARGEST_RECORD, read_trail
 from broker_core.errors import Invalid
 
 RECORDS = [{"eventID": str(number), "deep": {"list": [1, 2.5, None]}} for number in range(3)]
@@ -38,6 +38,41 @@ def test_a_folder_as_cloudtrail_lays_it_out(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no JSON")
 
     assert len(list(read_trail([tmp_path]))) == 6
+
+
+def test_a_bucket_with_digests(tmp_path: Path) -> None:
+    """Beside its trail CloudTrail writes digests of it, in a folder of their own: who copies all gets the trail."""
+    for kind, data in (("CloudTrail", TEXT), ("CloudTrail-Digest", b'{"digestSignature": "aa", "logFiles": []}')):
+        folder = tmp_path / "AWSLogs" / "222222222222" / kind / "eu-west-1"
+        folder.mkdir(parents=True)
+        (folder / "x.json.gz").write_bytes(gzip.compress(data))
+
+    assert list(read_trail([tmp_path])) == RECORDS
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'{"Records": [{"eventID": "' + b"A" * (LARGEST_RECORD + 200_000) + b'"}]}',
+        b'{"Records": [' + b'{"a":' * (LARGEST_RECORD // 5 + 40_000),
+        b'{"Records": [' + b" " * (LARGEST_RECORD + 200_000) + b"]}",
+    ],
+    ids=["a text", "nesting", "nothing"],
+)
+def test_a_bomb(tmp_path: Path, data: bytes) -> None:
+    """A small file that unpacks to one endless record ends with a message, not with the machine's memory."""
+    (tmp_path / "bad.json").write_bytes(gzip.compress(data))
+
+    with pytest.raises(Invalid, match="larger than"):
+        list(read_trail([tmp_path / "bad.json"]))
+
+
+def test_a_large_file_of_small_records(tmp_path: Path) -> None:
+    """It is the record that is bounded."""
+    record = {"eventID": "x" * 100_000}
+    (tmp_path / "a.json").write_text(json.dumps({"Records": [record] * (LARGEST_RECORD // 50_000)}))
+
+    assert sum(1 for _ in read_trail([tmp_path / "a.json"])) == LARGEST_RECORD // 50_000
 
 
 @pytest.mark.parametrize(
