@@ -89,21 +89,20 @@ class _Bounded:
 def _records(stream: _Bounded, path: Path) -> Iterator[dict[str, Any]]:
     has_list = False
 
-    def shallow() -> Iterator[tuple[str, Any]]:
-        depth = 0
-        for event, value in ijson.basic_parse(stream):
-            depth += _DEEPER.get(event, 0)
-            if depth > DEEPEST_RECORD:
-                raise _TooLarge
-            yield event, value
-
-    def noticing() -> Iterator[tuple[str, str, Any]]:
+    def watched() -> Iterator[tuple[str, Any]]:
         nonlocal has_list
-        for prefix, event, value in ijson.parse(shallow()):
-            has_list |= (prefix, event) == ("Records", "start_array")
-            yield prefix, event, float(value) if isinstance(value, Decimal) else value
+        depth, name = 0, ""
+        for event, value in ijson.basic_parse(stream):
+            if event in _DEEPER:
+                has_list |= depth == 1 and (name, event) == ("Records", "start_array")
+                depth += _DEEPER[event]
+                if depth > DEEPEST_RECORD:
+                    raise _TooLarge
+            elif depth == 1:
+                name = value
+            yield event, float(value) if isinstance(value, Decimal) else value
 
-    for record in ijson.items(noticing(), "Records.item"):
+    for record in ijson.items(ijson.parse(watched()), "Records.item"):
         if not isinstance(record, dict):
             raise _unreadable(path, "one of its Records is no object")
         stream.a_record_ended()
