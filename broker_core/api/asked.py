@@ -14,6 +14,8 @@ from broker_core.api.callers import bearer_of
 from broker_core.api.tokens import PREFIX
 from broker_core.errors import Invalid
 
+Lines = Sequence[tuple[str, str]]
+
 URL, AGENT, SERVER, SECRET = (f"axiorank-{name}" for name in ("upstream-url", "agent-id", "mcp-server-id", "secret"))
 _TOKEN, _AUTHORIZATION = "axiorank-authorization", "authorization"
 
@@ -27,7 +29,6 @@ _JSON = re.compile(r"application/(?:json|[!#$&^_.+a-z0-9-]+\+json)[ \t]*(?:;.*)?
 class Asked:
     """What the headers of a request say. ``headers`` are those that may go on."""
 
-    bearer: str = field(repr=False)
     own: dict[str, str] = field(repr=False)
     headers: Sequence[tuple[str, str]] = field(repr=False)
     #: None: nobody knows before it has ended
@@ -36,11 +37,19 @@ class Asked:
     waits_for_continue: bool
 
 
-def read_headers(raw: Iterable[tuple[bytes, bytes]]) -> Asked:
+def lines_of(raw: Iterable[tuple[bytes, bytes]]) -> Lines:
+    """Headers as text, names in lower case."""
+    return [(name.decode("latin-1").lower(), text.decode("latin-1")) for name, text in raw]
+
+
+def bearer_in(headers: Lines) -> str:
+    """The token, on which all else depends. Raises Unauthorized."""
+    return bearer_of([text for name, text in headers if name == _holder(headers)])
+
+
+def read_headers(headers: Lines) -> Asked:
     """Take our own headers from the caller's. Raises Unauthorized, Invalid."""
-    headers = [(name.decode("latin-1").lower(), text.decode("latin-1")) for name, text in raw]
-    held_it = _TOKEN if any(name == _TOKEN for name, _ in headers) else _AUTHORIZATION
-    bearer = bearer_of([text for name, text in headers if name == held_it])
+    held_it, token = _holder(headers), bearer_in(headers).removeprefix(PREFIX)
     own: dict[str, str] = {}
     for name, text in headers:
         if name in (URL, AGENT, SERVER, SECRET):
@@ -49,19 +58,21 @@ def read_headers(raw: Iterable[tuple[bytes, bytes]]) -> Asked:
             own[name] = text
     if URL not in own:
         raise Invalid({URL: "required: where the request goes"})
-    token = bearer.removeprefix(PREFIX)
     if token and token in own[URL]:
         raise Invalid({URL: "holds the token, which goes to nobody else"})
     given = dict(headers)
     length = None if "transfer-encoding" in given else int(given.get("content-length", "0"))
     return Asked(
-        bearer,
         own,
         [(name, text) for name, text in headers if _may_go_on(name, text, held_it, token)],
         length,
         has_small_json=_is_small_json(given, length) and SECRET not in own,
         waits_for_continue="expect" in given,
     )
+
+
+def _holder(headers: Lines) -> str:
+    return _TOKEN if any(name == _TOKEN for name, _ in headers) else _AUTHORIZATION
 
 
 def _may_go_on(name: str, text: str, held_it: str, token: str) -> bool:

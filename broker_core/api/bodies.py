@@ -1,4 +1,4 @@
-"""How request bodies are read: strict JSON, bounded, and only of callers who were let in.
+"""How request bodies are read: strict JSON, bounded in size, parts and time, and only of callers who were let in.
 
 Strict: UTF-8, names once, finite numbers, no lone surrogates, at most 32 levels deep; whatever the content type says,
 since nothing else is ever read. What the parsers complain about never leaves: their errors hold the whole text.
@@ -11,6 +11,7 @@ import math
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
+import anyio
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict
@@ -18,6 +19,7 @@ from pydantic.alias_generators import to_camel
 from starlette.types import Scope
 
 from broker_core.api.callers import Allow
+from broker_core.api.shares import shares_of
 from broker_core.errors import Invalid
 from broker_core.events import LARGEST_EVENT
 
@@ -26,6 +28,10 @@ LARGEST = LARGEST_EVENT
 #: `inject` carries the body of the upstream request: 10 MiB, in base64
 LARGEST_INJECT = 16 * 1024 * 1024
 DEEPEST = 32
+#: names and items in a document: a request with the 100 headers that it may have at most has some 300
+MOST_PARTS = 4000
+#: seconds until a body is there, all of it
+BODY_SECONDS = 30.0
 
 
 def most_for(path: str) -> int | None:
@@ -45,8 +51,16 @@ class Wrong(ValueError):
     """Raised by a validator of ours, with words for the caller that hold nothing of the input."""
 
 
+async def whole(request: Request) -> bytes:
+    """The body. Raises Invalid for a caller who is too slow, ClientDisconnect for one who leaves."""
+    with anyio.move_on_after(BODY_SECONDS):
+        return await request.body()
+    raise Invalid({"body": f"was not all there within {BODY_SECONDS:g} s"})
+
+
 def parse(body: bytes) -> Any:
     """A JSON document, strictly. Raises Invalid (``invalid_json``)."""
+    check_parts(body)
     try:
         document = json.loads(
             body.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_never, parse_float=_finite
@@ -61,6 +75,18 @@ def parse(body: bytes) -> Any:
             code="invalid_json",
         )
     return document
+
+
+def check_parts(body: bytes) -> None:
+    """Count names and items before anything is made of them: as objects they take up to a hundred times their text.
+    What stands in a text is no part. Raises Invalid (``invalid_json``)."""
+    bare = body.replace(rb"\\", b"").replace(rb"\"", b"")
+    # a name and a text have four quotes: only then is it cheap to take the texts out
+    if bare.count(b'"') <= 4 * MOST_PARTS:
+        outside = b"".join(bare.split(b'"')[::2])
+        if sum(map(outside.count, (b",", b"[", b"{"))) <= MOST_PARTS:
+            return
+    raise Invalid({"body": f"more than {MOST_PARTS} names and items"}, code="invalid_json")
 
 
 _NOTHING = object()
@@ -104,23 +130,25 @@ def _check(document: Any) -> None:
 
 
 class StrictRoute(APIRoute):
-    """A route that lets the caller in first, then reads the body, then checks its fields."""
+    """A route that lets the caller in first, then reads the body, then checks its fields; all of it within the share of
+    the caller's workspace."""
 
     def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override] # FastAPI says Coroutine
         """Wrap FastAPI's own handler."""
         handle = super().get_route_handler()
-        gates = [each.call for each in self.dependant.dependencies if isinstance(each.call, Allow)]
+        # a route without `allow(…)`, or with two, does not start
+        (gate,) = [each.call for each in self.dependant.dependencies if isinstance(each.call, Allow)]
         reads = self.body_field is not None
         parameters = {each.alias for each in self.dependant.query_params}
 
         async def strict(request: Request) -> Response:
-            for gate in gates:
-                await gate(request)
+            caller = await gate(request)
             _check_parameters(request, parameters)
-            if reads:
-                body = await request.body()
-                request = _Read(request.scope, body, parse(body) if body else None)
-            return await handle(request)
+            async with shares_of(request.app.state).held(caller.workspace_id):
+                if reads:
+                    body = await whole(request)
+                    request = _Read(request.scope, body, parse(body) if body else None)
+                return await handle(request)
 
         return strict
 

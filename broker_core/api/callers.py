@@ -15,12 +15,13 @@ from fastapi import Request
 from fastapi.openapi.models import HTTPBearer
 from fastapi.openapi.models import SecurityBase as SecurityModel
 from fastapi.security.base import SecurityBase
+from starlette.datastructures import State
 
 from broker_core.api.surface import Surface, surface_of
 from broker_core.api.tokens import Caller, Role
 from broker_core.errors import Forbidden, Unauthorized
 
-__all__ = ["Allow", "Caller", "Role", "admit", "allow", "bearer_of"]
+__all__ = ["Allow", "Caller", "Role", "admit", "allow", "bearer_of", "doorkeepers"]
 
 _ADMITTED = "axiorank.admitted"
 _SCHEME = HTTPBearer(
@@ -51,7 +52,7 @@ class Allow(SecurityBase):
         if self not in admitted:
             authorization = request.headers.getlist("authorization")
             admitted[self] = await to_thread.run_sync(
-                self._admit, surface_of(request), authorization, limiter=_doorkeepers(request)
+                self._admit, await surface_of(request), authorization, limiter=doorkeepers(request.app.state)
             )
         return admitted[self]
 
@@ -59,9 +60,8 @@ class Allow(SecurityBase):
         return admit(surface, bearer_of(authorization), scope=self.scope, role=self.role)
 
 
-def _doorkeepers(request: Request) -> CapacityLimiter:
+def doorkeepers(state: State) -> CapacityLimiter:
     """Threads of their own: who is refused, or comes too often, is told so also while every other thread waits."""
-    state = request.app.state
     if not hasattr(state, "doorkeepers"):
         state.doorkeepers = CapacityLimiter(DOORKEEPERS)  # belongs to the event loop that serves
     return cast(CapacityLimiter, state.doorkeepers)

@@ -8,7 +8,7 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Path, Request
 
 from broker_core import events
-from broker_core.api.bodies import StrictRoute
+from broker_core.api.bodies import StrictRoute, check_parts, whole
 from broker_core.api.callers import Caller, Role, allow
 from broker_core.api.described import problems
 from broker_core.api.schemas import AcceptedEventAnswer, EventAnswer
@@ -29,7 +29,9 @@ _BODY = {
 
 async def _body(request: Request) -> bytes:
     """As it came: events have a parser of their own, which takes the value out of reach."""
-    return await request.body()
+    body = await whole(request)
+    check_parts(body)
+    return body
 
 
 @router.post(

@@ -2,12 +2,14 @@
 
 The promise: what some server before us might read differently is refused before anybody looks at it: a length beside
 chunks, a line that ends in a bare LF or CR, a header that goes on in the next line, a head without bounds. h11 takes
-these (RFC 9112 lets it), and a gateway that passes them on would let an agent write headers of ours. And an answer that
-broke off can be ended so that it looks broken off (``break_off``), which ASGI has no word for.
+these (RFC 9112 lets it), and a gateway that passes them on would let an agent write headers of ours. A connection on
+which no request comes in time is closed, also where bytes come. And an answer that broke off can be ended so that it
+looks broken off (``break_off``), which ASGI has no word for.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from typing import Any
@@ -23,6 +25,8 @@ from broker_core.api.problems import MARK
 
 #: seconds for what was sent already to reach the caller, once its answer has broken off
 FLUSH_SECONDS = 5.0
+#: seconds, after those of keep-alive, for a caller to take what is left of an answer that was given in one piece
+TAKING_SECONDS = 300.0
 
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _TWO_READINGS = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\n[ \t]")
@@ -70,6 +74,43 @@ class StrictProtocol(H11Protocol):
         super().__init__(*args, **kwargs)
         self.app_state = {**self.app_state, _TRANSPORT: lambda: self.transport}
         self.conn = StrictConnection(self.config.h11_max_incomplete_event_size or 16 * 1024)
+        self._until_request: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
+        """The first request is to come."""
+        super().connection_made(transport)
+        self._await_request()
+
+    def data_received(self, data: bytes) -> None:
+        """A request may have come, whole or a piece of it. uvicorn stops its own clock at the first byte."""
+        super().data_received(data)
+        self._await_request()
+
+    def on_response_complete(self) -> None:
+        """The next request is to come, or has."""
+        super().on_response_complete()
+        self._await_request()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Nothing is awaited any more."""
+        super().connection_lost(exc)
+        self._stop_clock()
+
+    def _await_request(self) -> None:
+        """Let the clock run from the end of one request's answer to the head of the next, whatever comes between."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self._stop_clock()
+        elif self._until_request is None:
+            self._until_request = self.loop.call_later(self.timeout_keep_alive, self._give_up)
+
+    def _give_up(self) -> None:
+        self.transport.close()  # it ends once what was written is taken
+        self._until_request = self.loop.call_later(TAKING_SECONDS, self.transport.abort)
+
+    def _stop_clock(self) -> None:
+        if self._until_request is not None:
+            self._until_request.cancel()
+            self._until_request = None
 
     def send_400_response(self, msg: str) -> None:
         """Refuse in our own shape; an answer that has begun is broken off instead."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from opentelemetry.trace import Span, SpanKind
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from broker_core import telemetry
@@ -80,6 +81,8 @@ class Passage:
             await self._app(scope, exchange.receive, exchange.send)
         except CutOff:
             raise
+        except ClientDisconnect:
+            pass  # before its body had come: nobody is there to be answered
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not leave as it is
             if not isinstance(error, BrokerError):
                 telemetry.log().error("http.bug", exception=shape_of(error))
@@ -103,6 +106,8 @@ class _Exchange:
         #: what is still to come at most, None where nobody said
         self._to_come = None if "transfer-encoding" in headers or not length.isdecimal() else int(length)
         self._room = bodies.most_for(scope["path"])
+        #: bytes still to come that are worth keeping the connection for
+        self._worth_reading = _WORTH_READING
         self.status = GONE
 
     @property
@@ -115,6 +120,8 @@ class _Exchange:
         """The next part of the body. Raises Invalid (``too_large``) before it reads more than may come."""
         if self._room is not None and self._to_come is not None and self._to_come > self._room:
             raise Invalid({"body": "larger than this path takes"}, code="too_large")
+        if self._room is not None:
+            self._worth_reading = 0  # who wanted it, and answers without it, has given it up
         message = await self._receive()
         if message["type"] == "http.request":
             size = len(message.get("body", b""))
@@ -142,7 +149,7 @@ class _Exchange:
         if self._scope["path"] != PROXY or problems.MARK in headers:
             headers["Cache-Control"] = "no-store"
             headers["X-Content-Type-Options"] = "nosniff"
-        if self._to_come is None or self._to_come > _WORTH_READING:
+        if self._to_come is None or self._to_come > self._worth_reading:
             # the server would read the rest of the body, however long, to get to the next request
             headers["Connection"] = "close"
         return headers.raw

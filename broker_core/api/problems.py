@@ -25,6 +25,8 @@ MARK = "Axiorank-Broker-Error"
 #: where the code of an error's answer stands in the ASGI scope, for the log line
 CODE = "axiorank.code"
 METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
+#: wrong fields that an answer names: a caller can make up any number of them
+MOST_FIELDS = 20
 #: seconds; parts that are away come back, and KMS throttles by the second
 RETRY_AFTER = 2
 
@@ -132,7 +134,7 @@ def _methods(request: Request) -> list[str]:
 
 
 def _fields(problems: Sequence[Mapping[str, Any]]) -> dict[str, str]:
-    return {_place(problem): _words(problem) for problem in problems}
+    return {_place(problem): _words(problem) for problem in problems[:MOST_FIELDS]}
 
 
 def _place(problem: Mapping[str, Any]) -> str:

@@ -10,7 +10,6 @@ the status has its standard one. The use case is synchronous and runs in a threa
 
 from __future__ import annotations
 
-import re
 import threading
 from collections.abc import Iterable
 from contextlib import closing
@@ -21,9 +20,9 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from broker_core import telemetry
-from broker_core.api.asked import AGENT, SECRET, SERVER, URL, Asked, read_headers
+from broker_core.api.asked import AGENT, SECRET, SERVER, URL, Asked, bearer_in, lines_of, read_headers
 from broker_core.api.bridge import Incoming, Outgoing
-from broker_core.api.callers import Caller, admit
+from broker_core.api.callers import Caller, admit, doorkeepers
 from broker_core.api.front import break_off
 from broker_core.api.places import Places
 from broker_core.api.surface import Surface
@@ -33,7 +32,6 @@ from broker_core.inject.stream import BrokeredStream
 from broker_core.rates import Meter
 
 AUDIT_ID = b"Axiorank-Audit-Id"
-TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
 
 
 class Proxy:
@@ -43,10 +41,11 @@ class Proxy:
         """Serve one request. Raises BrokerError before the answer has begun."""
         state = scope["app"].state
         surface: Surface = state.surface
+        headers = lines_of(scope["headers"])
+        caller = await to_thread.run_sync(_admitted, surface, bearer_in(headers), limiter=doorkeepers(state))
         if scope["http_version"] == "1.0":
             raise Invalid({"http": "use HTTP/1.1: in HTTP/1.0 an answer that breaks off looks like a whole one"})
-        asked = read_headers(scope["headers"])
-        caller = await to_thread.run_sync(_admitted, surface, asked.bearer)
+        asked = read_headers(headers)
         if not hasattr(state, "places"):
             state.places = Places(surface.app.settings.stream_places)  # belongs to the event loop that serves
         with state.places.held(caller.workspace_id):
@@ -146,6 +145,5 @@ class Exchange:
 
 
 def _head(stream: BrokeredStream) -> list[tuple[bytes, bytes]]:
-    """The answer's headers. A name that was redacted is none any more, and goes."""
-    kept = [(name.encode("latin-1"), text.encode("latin-1")) for name, text in stream.headers if TOKEN.fullmatch(name)]
-    return [*kept, (AUDIT_ID, str(stream.audit_id).encode("ascii"))]
+    headers = [(name.encode("latin-1"), text.encode("latin-1")) for name, text in stream.headers]
+    return [*headers, (AUDIT_ID, str(stream.audit_id).encode("ascii"))]

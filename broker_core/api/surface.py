@@ -21,6 +21,6 @@ class Surface:
     rates: Rates
 
 
-def surface_of(request: Request) -> Surface:
-    """The surface of the application that serves a request."""
+async def surface_of(request: Request) -> Surface:
+    """The surface of the application that serves a request. A coroutine: FastAPI would call a function in a thread."""
     return cast(Surface, request.app.state.surface)

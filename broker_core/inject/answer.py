@@ -4,6 +4,7 @@ body decoded, so that compression does not hide a value from the redaction. Pure
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
@@ -19,7 +20,7 @@ Headers = Sequence[tuple[str, str]]
 _NEVER = frozenset(
     "etag content-md5 digest repr-digest content-digest content-length content-encoding set-cookie2".split()
 )
-
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")  # RFC 9110 §5.6.2
 
 #: decompressed at once
 PIECE = 65_536
@@ -28,9 +29,10 @@ FREELY_INFLATED = 1 << 20
 
 
 def handed_on(headers: Headers, redactor: Redactor) -> list[tuple[str, str]]:
-    """The answer's headers for the caller, names and values redacted, without a length."""
-    kept = [(name, text) for name, text in passing(headers) if name.lower() not in _NEVER]
-    return [(redactor.text(name), redactor.text(text)) for name, text in kept]
+    """The answer's headers for the caller, names and values redacted, without a length. A name with the mask in it is
+    none any more, and goes."""
+    kept = [(redactor.text(name), text) for name, text in passing(headers) if name.lower() not in _NEVER]
+    return [(name, redactor.text(text)) for name, text in kept if _TOKEN.fullmatch(name)]
 
 
 def decoded(chunks: Iterable[bytes], headers: Headers, max_bytes: int, max_inflation: int) -> Iterator[bytes]:

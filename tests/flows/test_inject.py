@@ -427,6 +427,12 @@ class TestAnswer:
         assert named(answer.headers, "set-cookie") == [f"t={mask}"]
         assert len(broker.upstream.sent) == 1
 
+    def test_a_name_that_is_masked_goes(self, broker: Broker) -> None:
+        """With the mask in it a header's name is none any more, and nobody could send it on."""
+        broker.upstream.answering = lambda _: FakeAnswer(headers=[(f"X-{VALUE.decode()}", "x"), ("X-Other", "kept")])
+
+        assert [name for name, _ in broker.injector.send(call()).headers] == ["X-Other", "Content-Length"]
+
     @pytest.mark.parametrize(
         "name",
         """ETag Content-MD5 Digest Repr-Digest Content-Digest Axiorank-Broker-Error Connection Keep-Alive

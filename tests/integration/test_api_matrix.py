@@ -226,6 +226,12 @@ ROWS = (
     Row("PUT", "/workspaces/{id}", scope="broker:platform", about="workspace", options=sends({"plan": "enterprise"})),
     Row("DELETE", "/workspaces/{id}", scope="broker:platform", about="workspace", status=204),
 )
+#: requests that nobody could read
+UNREADABLE: Mapping[str, dict[str, Any]] = {
+    "no-json": {"content": b"{"},
+    "too-large": {"content": b"{", "headers": {"Content-Length": str(1 << 30)}},
+    "parameters": {"params": {"limit": "many", "nothing": "1"}},
+}
 CALLERS: tuple[dict[str, Any], ...] = (*({"scope": scope} for scope in SCOPES), *({"role": role} for role in Role))
 
 
@@ -301,6 +307,18 @@ class TestCallers:
         """Without a token that counts everything is 401, also what does not exist."""
         answers = {row.key: self.knock(web, row, headers).status_code for row in ROWS}
         assert answers == dict.fromkeys(answers, 401)
+
+    @pytest.mark.parametrize("options", UNREADABLE.values(), ids=UNREADABLE)
+    def test_first_of_all(self, web: Web, options: dict[str, Any]) -> None:
+        """Who is not let in is told that, and nothing about the rest of the request, however wrong it is."""
+        for scope, status in ((None, 401), ("broker:nothing", 403)):
+            answers = {
+                row.key: web.request(row.method, row.path.replace("{id}", "no-id"), scope=scope, **options)
+                for row in ROWS
+            }
+            wrong = {key: answer.status_code for key, answer in answers.items() if not is_refused(answer)}
+            assert wrong == {}
+            assert {answer.status_code for answer in answers.values()} == {status}
 
     def knock(self, web: Web, row: Row, headers: dict[str, str], **caller: Any) -> httpx.Response:
         """A request that is no good, and about nothing that is there: only who calls makes a difference."""

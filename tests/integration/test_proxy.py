@@ -62,10 +62,19 @@ class Client:
         return self.http.stream(method, "/api/v1/proxy", headers=self.headers(path, **more), content=content)
 
     def raw(
-        self, head: str = "", body: bytes = b"", *, path: str = "/echo", method: str = "GET", version: str = "1.1"
+        self,
+        head: str = "",
+        body: bytes = b"",
+        *,
+        path: str = "/echo",
+        method: str = "GET",
+        version: str = "1.1",
+        token: str = "",
     ) -> socket.socket:
-        """A connection on which a request with these further header lines has been sent."""
-        lines = "".join(f"{name}: {text}\r\n" for name, text in self.headers(path).items())
+        """A connection on which a request with these further header lines, and this token, has been sent."""
+        headers = self.headers(path)
+        headers["Axiorank-Authorization"] = f"Bearer {token}" if token else headers["Axiorank-Authorization"]
+        lines = "".join(f"{name}: {text}\r\n" for name, text in headers.items())
         address = urlsplit(self.root)
         connection = socket.create_connection((address.hostname, address.port), timeout=20)
         connection.sendall(
@@ -307,6 +316,14 @@ class TestHeaders:
         """Only a token for injecting injects."""
         headers = {**client.headers(), "Axiorank-Authorization": f"Bearer {client.web.token(role='owner')}"}
         assert client.http.get("/api/v1/proxy", headers=headers).status_code == 403
+
+    def test_the_token_comes_first(self, client: Client) -> None:
+        """Who is not let in learns that, whatever else is wrong with the request: its headers, its version."""
+        for token, status in (("nonsense", b"401"), (client.web.token(role="owner"), b"403")):
+            for version in ("1.0", "1.1"):
+                head = "Axiorank-Agent-Id: another\r\nConnection: close\r\n"
+                answer = read_all(client.raw(head, version=version, token=token))
+                assert answer.startswith(b"HTTP/1.1 " + status)
 
     def test_http_1_0(self, client: Client) -> None:
         """HTTP/1.0, where an answer that breaks off looks like a whole one, is refused."""
