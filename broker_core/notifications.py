@@ -4,6 +4,7 @@ Notices are written into the outbox by what they tell of (``ports.NoticeStore``)
 those of the last three days go out once there is one. A notice that is not taken comes again, with a growing pause of
 full jitter, for three days; then it is given up and an operator is told. The order in which notices arrive is not
 promised, not even of one connection: each says what happened and when, and its id is the same however often it comes.
+What was taken or given up is kept for a month, for whoever asks what was told, and then deleted.
 
 Imports no database or HTTP library.
 """
@@ -27,6 +28,8 @@ SEND_SECONDS, LEASE_SECONDS = 10.0, 60.0
 ROUND_SECONDS = 20.0
 #: seconds: the first pause at most, doubled each time up to an hour; after three days a notice is given up
 FIRST_PAUSE, LONGEST_PAUSE, GIVEN_UP_AFTER = 10.0, 3600.0, 3 * 86_400.0
+#: seconds from a notice's writing until it is deleted
+KEPT_FOR = 30 * 86_400.0
 
 
 class Notifications:
@@ -69,6 +72,10 @@ class Notifications:
         """Write a notice for each of up to ``limit`` secrets whose rotation has come due; returns how many. Raises
         Unavailable."""
         return self._store.tell_due_rotations(limit)
+
+    def forget_old(self, limit: int = 500) -> int:
+        """Delete up to ``limit`` notices that are over and a month old; returns how many. Raises Unavailable."""
+        return self._store.forget_notices(KEPT_FOR, limit)
 
     def _send(self, notifier: Notifier, due: DueNotice) -> Answer:
         notice = replace(due.notice, data={**due.notice.data, **_advice(due.notice)})

@@ -943,6 +943,9 @@ class NoticeStore(Protocol):
     def give_up_notices(self, after_seconds: float, limit: int) -> Sequence[DueNotice]:
         """Give up to ``limit`` notices up that are older and not claimed; returns them."""
 
+    def forget_notices(self, after_seconds: float, limit: int) -> int:
+        """Delete those of the oldest ``limit`` notices that are older, and were taken or given up; returns how many."""
+
 
 class Answer(StrEnum):
     """What became of sending a notice."""

@@ -1,5 +1,5 @@
-"""The actors of notices: a round of deliveries, and one of rotations that have come due. They translate;
-``notifications`` decides."""
+"""The actors of notices: a round of deliveries, and one of rotations that have come due and of notices that are old.
+They translate; ``notifications`` decides."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ class Notifications(Protocol):
     def tell_due_rotations(self) -> object:
         """Write what has come due. Raises BrokerError."""
 
+    def forget_old(self) -> object:
+        """Delete what is old. Raises BrokerError."""
+
 
 class NotifyApp(Protocol):
     """What these actors need of the App."""
@@ -39,6 +42,7 @@ def register_notify(broker: Broker, app: NotifyApp) -> None:
 
     def tell_due_rotations() -> None:
         app.notifications.tell_due_rotations()
+        app.notifications.forget_old()
 
     register(broker, DELIVERIES, MAINTENANCE, deliver)
     register(broker, ROTATIONS, MAINTENANCE, tell_due_rotations)

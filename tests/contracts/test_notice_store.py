@@ -411,6 +411,44 @@ class TestOutbox:
         assert store.give_up_notices(99, 10) == []
         assert store.claim_notice(60) is None
 
+    @pytest.mark.parametrize("how", ["taken", "given up"])
+    def test_old_ones_are_forgotten(self, store: Any, notice: Notice, how: str) -> None:
+        """Once they are over, and not before their time."""
+        age_notice(store, notice.id, "created_at", 100)
+        if how == "taken":
+            store.end_notice(store.claim_notice(60))
+        else:
+            store.give_up_notices(1, 10)
+        assert store.forget_notices(101, 10) == 0
+        assert store.forget_notices(99, 10) == 1
+        assert store.forget_notices(99, 10) == 0
+
+    def test_what_waits_is_not_forgotten(self, store: Any, notice: Notice) -> None:
+        """However old it is."""
+        age_notice(store, notice.id, "created_at", 100)
+        assert store.forget_notices(99, 10) == 0
+        assert [each.id for each in told(store)] == [notice.id]
+
+    def test_forgetting_is_bounded(self, store: Any, workspace: str) -> None:
+        """The oldest first."""
+        for version in range(1, 4):
+            ended(store, store.accept(draft(workspace, version=version, type=EventType.ROTATED)).event.id)
+        while (due := store.claim_notice(60)) is not None:
+            store.end_notice(due)
+        assert [store.forget_notices(-1, 2) for _ in range(3)] == [2, 1, 0]
+
+    def test_what_is_forgotten_is_not_told_again(self, store: Any, workspace: str) -> None:
+        """A failure that lasts longer than its notice is kept was told of all the same."""
+        connection = connected(store, workspace)
+        for _ in range(2):
+            store.open_failure(failure(connection), 0)
+        (notice,) = told(store)
+        age_notice(store, notice.id, "lease_until", 1)
+        store.end_notice(store.claim_notice(60))
+        assert store.forget_notices(-1, 10) == 1
+        store.open_failure(failure(connection), 0)
+        assert told(store) == []
+
     def test_many_claim_at_once(self, store: Any, workspace: str) -> None:
         """No notice is given to two."""
         for version in range(1, 21):

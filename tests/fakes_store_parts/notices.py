@@ -70,6 +70,15 @@ class NoticeRoom(Rows):
                 row.given_up_at, row.lease_until = now, None
             return [DueNotice(row.notice, row.attempts) for row in given_up]
 
+    def forget_notices(self, after_seconds: float, limit: int) -> int:
+        with self._transaction() as now:
+            before = now - timedelta(seconds=after_seconds)
+            oldest = [self._notices[notice_id] for notice_id in sorted(self._notices)[:limit]]
+            old = [row for row in oldest if not row.is_open and row.notice.time < before]
+            for row in old:
+                del self._notices[row.notice.id]
+            return len(old)
+
 
 def _is_free(row: NoticeRow, now: datetime) -> bool:
     return row.is_open and (row.lease_until is None or row.lease_until < now)

@@ -13,7 +13,14 @@ from structlog.testing import capture_logs
 from broker_core.errors import KeyState, Unavailable
 from broker_core.events import NOTICE_FIELDS, Notice, NoticeType
 from broker_core.model import EventState, EventType
-from broker_core.notifications import GIVEN_UP_AFTER, LEASE_SECONDS, ROUND_SECONDS, SEND_SECONDS, Notifications
+from broker_core.notifications import (
+    GIVEN_UP_AFTER,
+    KEPT_FOR,
+    LEASE_SECONDS,
+    ROUND_SECONDS,
+    SEND_SECONDS,
+    Notifications,
+)
 from broker_core.ports import Answer, Delivery, DueNotice
 from tests.fakes_keys import ManualClock
 from tests.fakes_store import FakeStore
@@ -183,6 +190,21 @@ class TestTrouble:
         assert desk.notifications.deliver() == 1
         first, again = desk.platform.sent
         assert (first.id, first.body()) == (again.id, again.body())
+
+
+class TestKeeping:
+    def test_a_month(self, desk: Desk) -> None:
+        """What was taken is kept for a month, and then it is gone."""
+        desk.lose(2)
+        desk.notifications.deliver()
+        desk.clock.sleep(KEPT_FOR - 1)
+        assert desk.notifications.forget_old() == 0
+        desk.clock.sleep(2)
+        assert desk.notifications.forget_old() == 2
+
+    def test_longer_than_it_is_tried(self) -> None:
+        """Nothing is forgotten that may still be sent."""
+        assert KEPT_FOR > GIVEN_UP_AFTER
 
 
 class TestWithoutAnEndpoint:

@@ -32,6 +32,7 @@ FOR_ALL = {
     "notices._ROTATIONS_DUE": "the scheduler tells of what is due; each notice carries its secret's workspace",
     "notices._CLAIM": "the outbox is delivered in order of time; each notice comes with its workspace",
     "notices._GIVE_UP": "old notices are given up, whose they are does not matter; each comes with its workspace",
+    "notices._FORGET": "notices that are over are deleted by their age alone; nothing of them is shown",
     "sweep._TURNED": "the brake counts connections that turn at once, and tells numbers only",
 }
 _STATEMENT = re.compile(r"\s*(SELECT|INSERT|UPDATE|DELETE|WITH)\b")

@@ -137,6 +137,13 @@ _GIVE_UP = f"""
             AND (lease_until IS NULL OR lease_until < now())
         ORDER BY created_at LIMIT %(limit)s FOR UPDATE SKIP LOCKED))
     RETURNING {_NOTICE_COLUMNS}"""
+# Ids are in order of time, so only the oldest rows are looked at, whatever the table holds.
+_FORGET = f"""
+    DELETE FROM notifications
+    WHERE id = ANY(ARRAY(
+        SELECT id FROM (SELECT * FROM notifications ORDER BY id LIMIT %(limit)s) oldest
+        WHERE NOT ({_OPEN}) AND created_at < now() - make_interval(secs => %(after_seconds)s)))
+    RETURNING id"""
 
 
 class NoticeSql:
@@ -166,6 +173,10 @@ class NoticeSql:
         """See ``ports.NoticeStore``."""
         rows = self._database.run("give_up_notices", _GIVE_UP, {"after_seconds": after_seconds, "limit": limit})
         return [_due(row) for row in rows]
+
+    def forget_notices(self, after_seconds: float, limit: int) -> int:
+        """See ``ports.NoticeStore``."""
+        return len(self._database.run("forget_notices", _FORGET, {"after_seconds": after_seconds, "limit": limit}))
 
 
 def _values(due: DueNotice) -> dict[str, Any]:
