@@ -3,7 +3,8 @@ process.
 
 The promise (INV-1): whatever level a library logs at, and whatever it puts into its messages and exceptions, no value
 gets out here. Of foreign records only the template is written, never its arguments; of foreign exceptions only the
-class and the places (file:line), never their text or variables. Imports only ``errors``, structlog and the SDK.
+class and the places (file:line), never their text or variables. Imports only ``errors``,
+``telemetry``, structlog and the SDK.
 """
 
 from __future__ import annotations
@@ -12,8 +13,7 @@ import json
 import logging
 import sys
 import threading
-import types
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from datetime import date, datetime
 from pathlib import Path
 from typing import Any, TextIO
@@ -29,7 +29,8 @@ from opentelemetry.sdk.resources import SERVICE_NAME, Resource
 from opentelemetry.sdk.trace import SpanLimits, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, ConsoleSpanExporter, SpanExporter
 
-from broker_core.errors import BrokerError, ConfigurationError
+from broker_core.errors import ConfigurationError
+from broker_core.telemetry import shape_of
 
 EventDict = MutableMapping[str, Any]
 
@@ -52,9 +53,6 @@ FLOORS: Mapping[str, int] = {
 #: any other library; ours (``broker`` and below) has no floor
 OTHERS = logging.WARNING
 OURS = "broker"
-
-_MOST_FRAMES = 20
-_MOST_LINKS = 5
 
 
 def configure_logging(stream: TextIO, level: int | str = logging.INFO) -> None:
@@ -99,35 +97,6 @@ def install_exception_hooks() -> None:
 
     sys.excepthook = lambda _, error, __: write(error)
     threading.excepthook = lambda hooked: write(hooked.exc_value)
-
-
-def shape_of(error: BaseException) -> list[dict[str, Any]]:
-    """An exception and its shown causes as classes and places. Only errors of ours, which hold no values, speak."""
-    return [
-        {
-            "class": type(link).__name__,
-            **({"error": str(link)} if isinstance(link, BrokerError) else {}),
-            "frames": list(_frames(link.__traceback__)),
-        }
-        for link in _chain(error)
-    ]
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    link: BaseException | None = error
-    for _ in range(_MOST_LINKS):
-        if link is None:
-            return
-        yield link
-        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
-
-
-def _frames(traceback: types.TracebackType | None) -> list[str]:
-    places = []
-    while traceback is not None:
-        places.append(f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}")
-        traceback = traceback.tb_next
-    return places[-_MOST_FRAMES:]
 
 
 # ---------------------------------------------------------------- structlog processors

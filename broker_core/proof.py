@@ -288,8 +288,8 @@ class LockoutProof:
             telemetry.log().warning("proof.unsigned", **ids)
         except BrokerError as error:
             telemetry.log().warning("proof.skipped", code=error.reason, **ids)
-        except Exception:  # noqa: BLE001 - a fault with one proof; its text may hold anything, so it is not shown
-            telemetry.log().error("proof.failed", **ids)
+        except Exception as error:  # noqa: BLE001 - a fault with one proof; its text may hold anything, so it is not shown
+            telemetry.log().error("proof.failed", fault=telemetry.shape_of(error), **ids)
 
 
 _GONE = {

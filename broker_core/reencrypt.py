@@ -278,8 +278,8 @@ class Reencrypt:
             self.step(move.workspace_id, move.id)
         except BrokerError as error:
             telemetry.log().warning("reencrypt.skipped", code=error.reason, **ids)
-        except Exception:  # noqa: BLE001 - a fault with one; its text may hold anything, so it is not shown
-            telemetry.log().error("reencrypt.failed", **ids)
+        except Exception as error:  # noqa: BLE001 - a fault with one; its text may hold anything, so it is not shown
+            telemetry.log().error("reencrypt.failed", fault=telemetry.shape_of(error), **ids)
 
 
 def _failure(due: DueMove, error: KeyServiceError) -> Failure:

@@ -270,8 +270,8 @@ def _guarded(step: Callable[[_Work], None], item: _Work) -> None:
         step(item)
     except BrokerError as error:
         telemetry.log().warning("sweep.skipped", code=error.reason)
-    except Exception:  # noqa: BLE001 - a fault with one connection; its text may hold anything, so it is not shown
-        telemetry.log().error("sweep.failed")
+    except Exception as error:  # noqa: BLE001 - a fault with one connection; its text may hold anything, so it is not shown
+        telemetry.log().error("sweep.failed", fault=telemetry.shape_of(error))
 
 
 def _by_connection(batch: Iterable[tuple[DueCheck, Intent]]) -> list[list[tuple[DueCheck, Intent]]]:

@@ -8,8 +8,10 @@ has status ERROR and our own code as ``broker.code``. Imports the OpenTelemetry 
 
 from __future__ import annotations
 
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import structlog
 from opentelemetry import context as otel_context
@@ -27,6 +29,9 @@ ATTRIBUTES = frozenset(
     broker.redactions aws.request_id aws.region db.operation messaging.operation messaging.message
     server.address server.port http.request.method http.response.status_code""".split()
 )
+
+#: of a logged exception: links of its chain, and places of each
+_MOST_LINKS, _MOST_FRAMES = 5, 20
 
 
 @contextmanager
@@ -100,3 +105,33 @@ def log() -> structlog.stdlib.BoundLogger:
     """The broker's logger. Event names are constants in dotted form; keyword values are ids, codes and counts."""
     logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger("broker")
     return logger
+
+
+def shape_of(error: BaseException) -> list[dict[str, Any]]:
+    """An exception and its shown causes as classes and places, for a log line. Only errors of ours, which hold no value,
+    speak."""
+    return [
+        {
+            "class": type(link).__name__,
+            **({"error": str(link)} if isinstance(link, BrokerError) else {}),
+            "frames": list(_frames(link.__traceback__)),
+        }
+        for link in _chain(error)
+    ]
+
+
+def _chain(error: BaseException) -> Iterator[BaseException]:
+    link: BaseException | None = error
+    for _ in range(_MOST_LINKS):
+        if link is None:
+            return
+        yield link
+        link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
+
+
+def _frames(traceback: types.TracebackType | None) -> list[str]:
+    places = []
+    while traceback is not None:
+        places.append(f"{traceback.tb_frame.f_code.co_filename}:{traceback.tb_lineno}")
+        traceback = traceback.tb_next
+    return places[-_MOST_FRAMES:]

@@ -31,7 +31,6 @@ from opentelemetry.trace import SpanKind
 from broker_core import telemetry
 from broker_core.adapters.clock import SystemClock
 from broker_core.errors import BrokerError, Busy, Transient, Unavailable
-from broker_core.observability import shape_of
 from broker_core.ports import Clock
 
 #: worth another try within seconds; minutes are the reconciler's, anything else a person's
@@ -57,7 +56,7 @@ def payload_free(run: Callable[..., None]) -> Callable[..., None]:
         except BrokerError:
             raise
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not leave as it is
-            telemetry.log().error("actor.bug", exception=shape_of(error))
+            telemetry.log().error("actor.bug", exception=telemetry.shape_of(error))
             name = type(error).__name__
         raise BrokerError(f"an unexpected {name}")  # outside of the except block: without it as __context__
 

@@ -19,7 +19,6 @@ from broker_core import telemetry
 from broker_core.api import bodies, problems
 from broker_core.api.metrics import Metrics
 from broker_core.errors import BrokerError, Invalid
-from broker_core.observability import shape_of
 
 VERSION = "/api/v1"
 #: its answers are an upstream's: its own limits of size, its own headers
@@ -85,7 +84,7 @@ class Passage:
             pass  # before its body had come: nobody is there to be answered
         except Exception as error:  # noqa: BLE001 - whatever it is, it must not leave as it is
             if not isinstance(error, BrokerError):
-                telemetry.log().error("http.bug", exception=shape_of(error))
+                telemetry.log().error("http.bug", exception=telemetry.shape_of(error))
                 error = BrokerError("internal")
             await exchange.answer(error)
         span.set_attribute("http.response.status_code", exchange.status)

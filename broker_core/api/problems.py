@@ -18,7 +18,6 @@ from starlette.types import Scope
 
 from broker_core import errors, telemetry
 from broker_core.api.bodies import Document, Wrong
-from broker_core.observability import shape_of
 
 #: tells an error of ours from an answer of an upstream, which never has it
 MARK = "Axiorank-Broker-Error"
@@ -71,7 +70,7 @@ def _meaning(error: errors.BrokerError) -> tuple[int, str, str, dict[str, str]]:
         case errors.UpstreamError():
             status = 504 if error.reason == "upstream_timeout" else 502
         case errors.ConfigurationError():
-            telemetry.log().error("http.unconfigured", exception=shape_of(error))
+            telemetry.log().error("http.unconfigured", exception=telemetry.shape_of(error))
             return 503, "unavailable", "this installation lacks a setting for that: tell its operator", later
         case _:
             return 500, "internal", "a mistake of ours; nothing is known about its cause here", {}

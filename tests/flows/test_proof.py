@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from structlog.testing import capture_logs
 
 from broker_core import proof_document
 from broker_core.adapters.signing import Ed25519Signer, verified
@@ -408,7 +409,10 @@ class TestTick:
             return NO
 
         scene.keys.fail_when(broken)
-        assert scene.proofs.tick() == 2
+        with capture_logs() as logs:
+            assert scene.proofs.tick() == 2
+        assert [line["fault"][0]["class"] for line in logs if line["event"] == "proof.failed"] == ["LookupError"]
+        assert "a fault of ours" not in str(logs)
         assert scene.proofs.progress("ws", first.id).ended_at is None
         assert scene.proofs.progress("other", second.id).is_locked_out is True
 

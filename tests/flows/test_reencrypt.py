@@ -163,6 +163,7 @@ class TestMoving:
                 world.reencrypt.tick()
         assert world.reencrypt.progress("other", theirs.id).moved == 1
         assert {line["event"] for line in logs} == {"reencrypt.failed", "reencrypt.done"}
+        assert all(line["fault"][0]["class"] for line in logs if line["event"] == "reencrypt.failed")
         assert world.store.move("ws", ours.id).ended_at is None
 
     def test_says_how_it_ended(self, world: World) -> None:

@@ -211,7 +211,7 @@ class TestProbe:
         with capture_logs() as logs:
             customers.sweep.probes()
 
-        assert [line["event"] for line in logs] == ["sweep.failed"]
+        assert [(line["event"], line["fault"][0]["class"]) for line in logs] == [("sweep.failed", "RuntimeError")]
         assert "sentinel" not in str(logs)
 
     def test_a_failing_connection_is_probed_more_often(self) -> None:
