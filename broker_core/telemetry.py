@@ -108,8 +108,8 @@ def log() -> structlog.stdlib.BoundLogger:
 
 
 def shape_of(error: BaseException) -> list[dict[str, Any]]:
-    """An exception and its shown causes as classes and places, for a log line. Only errors of ours, which hold no value,
-    speak."""
+    """An exception and its shown causes as classes and places, for a log line. Only errors of ours speak: they hold no
+    value."""
     return [
         {
             "class": type(link).__name__,
