@@ -19,8 +19,9 @@ PERIOD = timedelta(days=7)
 WHY: Mapping[Cover, str] = {
     Cover.CURRENT_KEY: "Encrypted under the key that is connected now. Each use needs a kms:Decrypt in your account;"
     " once you revoke that, AxioRank cannot read it.",
-    Cover.OLDER_CONNECTION: "Encrypted under a key of yours that was connected before. Revoking the current key does"
-    " not revoke it: revoke each older key too, or move it.",
+    Cover.OLDER_CONNECTION: "Encrypted under a key of yours by a connection that was replaced or disconnected. What"
+    " takes the current connection's role or key away reaches it only where both have the same: revoke each older"
+    " connection too, or move it.",
     Cover.PLATFORM: "Not under a key of yours: it was stored while no key was connected, and AxioRank can read it."
     " Your revocation does not reach it.",
     Cover.HELD: "A value on its way in, not yet under your key: AxioRank holds it in memory-only storage, in two"
@@ -28,10 +29,10 @@ WHY: Mapping[Cover, str] = {
 }
 WHAT_TO_DO: Mapping[Cover, str] = {
     Cover.CURRENT_KEY: "Nothing.",
-    Cover.OLDER_CONNECTION: "Rotate it, or let AxioRank re-encrypt it under the current key while the older key still"
-    " decrypts; then the older connection can be retired.",
-    Cover.PLATFORM: "Rotate it to a new credential: the new value goes under your key. Old backups keep the value that"
-    " was stored before, so do not give the same one again.",
+    Cover.OLDER_CONNECTION: "Connect a key first, if none is. Then rotate it, or let AxioRank re-encrypt it under the"
+    " current key while the older key still decrypts; then the older connection can be retired.",
+    Cover.PLATFORM: "Connect a key first, if none is. Then rotate it to a new credential: the new value goes under your"
+    " key. Old backups keep the value that was stored before, so do not give the same one again.",
     Cover.HELD: "Nothing, if it goes away in a moment. Where your key refuses it, let the role use the key again, or"
     " discard the value.",
 }

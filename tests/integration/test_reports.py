@@ -75,6 +75,15 @@ def test_a_held_value_says_until_when(live: Live) -> None:
     assert item.held_until is not None
 
 
+def test_of_several_held_values_the_newest_is_named(live: Live) -> None:
+    """It is the one that will be in use; in whatever order they came."""
+    for version in (1, 3, 2):
+        live.publish("held", version=version)
+
+    (item,) = covered(live, Cover.HELD)
+    assert item.version == 3
+
+
 def test_a_rotation_moves_a_secret_from_the_platform_cipher(live: Live) -> None:
     """What the advice says works."""
     live.store("github")
@@ -107,6 +116,18 @@ def test_counts_are_whole_and_lists_are_pages(live: Live) -> None:
 def test_every_cover_says_why_and_what_to_do() -> None:
     """No cover is left without its sentences."""
     assert set(WHY) == set(WHAT_TO_DO) == set(Cover)
+
+
+def test_the_advice_says_where_a_rotation_goes_while_no_key_is_connected(live: Live) -> None:
+    """Under the platform cipher: whoever is told to rotate must know before that a key is to be connected first."""
+    live.connect(live.customer())
+    live.store("github")
+    live.app.byok.disconnect(live.workspace)
+    live.store("github", "secret.rotated", version=2)
+
+    assert names(live, Cover.PLATFORM) == ["github"]
+    for cover in (Cover.PLATFORM, Cover.OLDER_CONNECTION):
+        assert WHAT_TO_DO[cover].startswith("Connect a key first, if none is.")
 
 
 def test_a_drill_counts_what_was_used(live: Live) -> None:

@@ -12,8 +12,8 @@ from broker_core.adapters.store.rows import ROTATION_DUE, injection_from
 from broker_core.errors import NotFound
 from broker_core.ports import Cover, CoveredSecret, Drilled, DrilledSecret, OverdueSecret
 
-# Every live secret once for each cover that it has. A deleted workspace has none, and is told apart from an empty one
-# by the outer join.
+# Every live secret once for each cover that it has; of several values that wait, the newest. A deleted workspace has
+# none, and is told apart from an empty one by the outer join.
 _COVERS = """
     SELECT c.cover, c.id, c.name, c.version, c.connection_id, c.held_until
     FROM workspaces w LEFT JOIN LATERAL (
@@ -23,10 +23,10 @@ _COVERS = """
         FROM broker_secrets s
         WHERE s.workspace_id = w.id AND s.deleted_at IS NULL AND s.blob IS NOT NULL
         UNION ALL
-        SELECT DISTINCT ON (e.secret_id) 'held', e.secret_id, e.name, e.version, NULL::uuid, e.claim_expires_at
+        (SELECT DISTINCT ON (e.secret_id) 'held', e.secret_id, e.name, e.version, NULL::uuid, e.claim_expires_at
         FROM secret_events e
         WHERE e.workspace_id = w.id AND e.ended_at IS NULL
-        ORDER BY 1, 2) c ON true
+        ORDER BY e.secret_id, e.version DESC)) c ON true
     WHERE w.id = %(workspace_id)s AND w.deleted_at IS NULL"""
 _COUNTS = f"SELECT cover, count(id) AS secrets FROM ({_COVERS}) covers GROUP BY cover"
 _ITEMS = f"""
