@@ -28,6 +28,7 @@ FLUSH_SECONDS = 5.0
 #: seconds, after those of keep-alive, for a caller to take what is left of an answer that was given in one piece
 TAKING_SECONDS = 300.0
 
+_LONGEST_END = 4
 _END_OF_HEAD = re.compile(rb"\r?\n\r?\n")
 _TWO_READINGS = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\n[ \t]")
 _TRANSPORT = "axiorank.transport"
@@ -40,6 +41,8 @@ class StrictConnection(h11.Connection):
     def __init__(self, largest_head: int) -> None:
         super().__init__(h11.SERVER, largest_head)
         self._largest_head = largest_head
+        #: bytes of an unfinished head that were looked at: all of them at each byte would be the square of its size
+        self._seen = 0
 
     def next_event(self) -> Any:
         """As h11's. Raises RemoteProtocolError for what is refused here too."""
@@ -47,14 +50,17 @@ class StrictConnection(h11.Connection):
             self._check_head(self.trailing_data[0])
         event = super().next_event()
         if isinstance(event, h11.Request):
+            self._seen = 0
             _check_framing(event)
         return event
 
     def _check_head(self, received: bytes) -> None:
-        end = _END_OF_HEAD.search(received)
-        head = received[: end.end()] if end else received
-        if len(head) > self._largest_head or _TWO_READINGS.search(head):
+        begin = max(self._seen - _LONGEST_END, 0)
+        found = _END_OF_HEAD.search(received, begin)
+        end = found.end() if found else len(received)
+        if end > self._largest_head or _TWO_READINGS.search(received, begin, end):
             raise h11.RemoteProtocolError("a head that is not accepted")
+        self._seen = end
 
 
 def _check_framing(request: h11.Request) -> None:
