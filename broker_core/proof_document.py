@@ -123,7 +123,7 @@ class ProofDocument:
             "connection": _connection(self.connection),
             "sessionPolicy": {"ofSecret": self.policy_of, "policy": self.session_policy},
             "secrets": [_secret(secret) for secret in self.secrets],
-            "notCovered": _beside(self.beside),
+            "notCovered": _beside(self.beside, self.connection.key_arn),
             "shows": SHOWS,
             "doesNotShow": [*DOES_NOT_SHOW, *([OWN_SIDE_NOT_SHOWN] if self._may_be_ours() else [])],
         }
@@ -152,6 +152,7 @@ class Summary:
     is_locked_out: bool
     totals: Mapping[str, int]
     stored_meanwhile: int
+    not_covered: Mapping[str, int]  # what the connection's lockout says nothing of
     multi_region_warning: str
     not_locked_out: Sequence[str]  # names of secrets that still decrypt, or of which nothing was shown
 
@@ -193,6 +194,7 @@ def summary(document: Mapping[str, Any]) -> Summary:
             is_locked_out=locked_out,
             totals={outcome.value: count for outcome, count in totals.items()},
             stored_meanwhile=stored_meanwhile,
+            not_covered=_not_covered(document["notCovered"]),
             multi_region_warning=str(document["connection"].get("warning", "")),
             not_locked_out=[name for name, outcome in outcomes if outcome in _OPEN],
         )
@@ -214,6 +216,14 @@ _OPEN = frozenset({ProofOutcome.STILL_DECRYPTS, ProofOutcome.NOT_SHOWN})
 def _totals(outcomes: Sequence[ProofOutcome]) -> dict[ProofOutcome, int]:
     counted = Counter(outcomes)
     return {outcome: counted[outcome] for outcome in ProofOutcome}
+
+
+def _not_covered(beside: Mapping[str, Any]) -> dict[str, int]:
+    return {
+        "valuesOnTheirWay": int(beside["valuesOnTheirWay"]),
+        "platformSecrets": int(beside["platformSecrets"]),
+        "underOtherConnections": sum(int(other["secrets"]) for other in beside["otherConnections"]),
+    }
 
 
 def _connection(connection: Connection) -> dict[str, Any]:
@@ -253,15 +263,15 @@ def _ask(ask: Ask) -> dict[str, Any]:
     }
 
 
-def _beside(beside: Beside) -> dict[str, Any]:
+def _beside(beside: Beside, key_arn: str) -> dict[str, Any]:
     return {
         "storedMeanwhile": beside.stored_meanwhile,
         "valuesOnTheirWay": beside.on_their_way,
         "ofThoseHeld": beside.held,
         "platformSecrets": beside.platform_secrets,
         "otherConnections": [
-            {"id": str(connection_id), "keyArn": key_arn, "secrets": secrets}
-            for connection_id, key_arn, secrets in beside.other_connections
+            {"id": str(connection_id), "keyArn": other, "isSameKey": other == key_arn, "secrets": secrets}
+            for connection_id, other, secrets in beside.other_connections
         ],
     }
 

@@ -35,13 +35,13 @@ code, pre { font: 12px/1.45 ui-monospace, monospace; } pre { white-space: pre-wr
 </head>
 <body>
 """
-_YES = "Locked out: AWS denied AxioRank every secret under this key."
-_NO = "NOT locked out: this document does not show that every secret under this key is closed to AxioRank."
+_YES = "Locked out: AWS denied AxioRank every secret that is under this connection."
+_NO = "NOT locked out: this document does not show that every secret under this connection is closed to AxioRank."
 _OUTCOMES = {
     "locked_out": "locked out",
     "still_decrypts": "STILL DECRYPTS",
     "not_shown": "NOT SHOWN",
-    "moved": "moved to another key meanwhile",
+    "moved": "no longer under this connection",
     "deleted": "deleted meanwhile",
 }
 
@@ -118,7 +118,7 @@ def _ask(ask: Mapping[str, Any]) -> str:
 
 def _not_covered(beside: Mapping[str, Any]) -> str:
     rows = [
-        ["Stored under this key after the proof began, and not asked", _text(beside["storedMeanwhile"])],
+        ["Stored under this connection after the proof began, and not asked", _text(beside["storedMeanwhile"])],
         [
             "Values on their way in, held in memory-only storage (of those refused by your key and held)",
             f"{_text(beside['valuesOnTheirWay'])} ({_text(beside['ofThoseHeld'])})",
@@ -126,7 +126,8 @@ def _not_covered(beside: Mapping[str, Any]) -> str:
         ["Secrets under the platform cipher, which AxioRank can read", _text(beside["platformSecrets"])],
     ]
     for other in beside["otherConnections"]:
-        rows.append([f"Secrets under another connection, {_text(other['keyArn'])}", _text(other["secrets"])])
+        which = ", which uses this same key" if other.get("isSameKey") is True else ""
+        rows.append([f"Secrets under another connection, {_text(other['keyArn'])}{which}", _text(other["secrets"])])
     return _table([], rows)
 
 

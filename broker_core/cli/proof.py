@@ -52,7 +52,7 @@ def prove(
     A secret that still decrypts is listed as such: the proof can fail. Progress goes to stderr. After ^C, `--resume`
     goes on; so does the sweeper by itself. Needs BROKER_SIGNING_KEY.
 
-    Exit code 0 only if every secret was denied by the customer's side.
+    Exit code 0 only if every secret that is still under the connection was denied by the customer's side.
     """
     with exit_codes(), app("axiorank-broker-cli") as broker:
         if resume:
@@ -109,7 +109,8 @@ def check_proof(file: Path, public_key: str) -> None:
     Get the public key from AxioRank by a way that you trust, not together with the document. Needs no settings and
     asks nobody.
 
-    Exit code 0 only if the signature is this key's, nothing was changed, and every secret is locked out.
+    Exit code 0 only if the signature is this key's, nothing was changed, and every secret that is still under the
+    connection is locked out. `notCovered` counts what this says nothing of.
     """
     with exit_codes():
         key = read_public_key(_key_text(public_key))

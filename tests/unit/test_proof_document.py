@@ -146,6 +146,21 @@ class TestDocument:
         with pytest.raises(Invalid):
             proof_document.summary(made)
 
+    def test_another_connection_to_the_same_key(self) -> None:
+        """Its secrets may decrypt by another role: the proof is of a connection, and says of the others whose key."""
+        others = [(uuid4(), KEY, 3), (uuid4(), KEY.replace("1", "2"), 1)]
+        made = plain(document(beside=replace(NOTHING_BESIDE, other_connections=others)))
+        assert [other["isSameKey"] for other in made["notCovered"]["otherConnections"]] == [True, False]
+        text = proof_page.page(made, "jws")
+        assert text.count("which uses this same key") == 1
+        assert "every secret under this key" not in text
+
+    def test_a_summary_says_what_is_not_covered(self) -> None:
+        """Who only checks the document is told as well."""
+        beside = Beside(0, 5, 2, 7, [(uuid4(), KEY, 3), (uuid4(), KEY, 4)])
+        found = proof_document.summary(plain(document(beside=beside)))
+        assert found.not_covered == {"valuesOnTheirWay": 5, "platformSecrets": 7, "underOtherConnections": 7}
+
     @pytest.mark.parametrize("payload", [b"", b"[]", b"{}", b"\xff", b"[" * 100_000, b'{"format": "other"}'])
     def test_what_is_none(self, payload: bytes) -> None:
         """Whatever is no document of this kind is refused."""
