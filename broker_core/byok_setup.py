@@ -157,7 +157,8 @@ def _home(wish: SetupWish) -> tuple[str | None, str | None]:
     principal = None
     if wish.admin_principal is not None:
         principal = _PRINCIPAL.fullmatch(wish.admin_principal)
-        if principal is None or any(sign in wish.admin_principal for sign in "*?$"):
+        # IAM's patterns and variables; and CloudFormation's dynamic references, which stand in any string
+        if principal is None or any(sign in wish.admin_principal for sign in ("*", "?", "$", "{{")):
             raise Invalid(
                 {"adminPrincipal": "not an IAM principal; give arn:aws:iam::ACCOUNT:role/NAME, a user or root"}
             )

@@ -106,6 +106,7 @@ class TestRefusals:
             ("adminPrincipal", {"admin_principal": "*"}),
             ("adminPrincipal", {"admin_principal": f"arn:aws:iam::{THEIRS}:role/*"}),
             ("adminPrincipal", {"admin_principal": f"arn:aws:iam::{THEIRS}:user/${{aws:username}}"}),
+            ("adminPrincipal", {"admin_principal": f"arn:aws:iam::{THEIRS}:role/{{{{resolve:ssm:name}}}}/admins"}),
             ("adminPrincipal", {"admin_principal": f"arn:aws:sts::{THEIRS}:assumed-role/admins/me"}),
             ("adminPrincipal", {"admin_principal": "arn:aws:iam::333333333333:role/admins", "key_arn": KEY}),
             ("adminPrincipal", {"admin_principal": f"arn:aws:iam::{THEIRS}:role/axiorank-byok"}),
