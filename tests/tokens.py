@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
@@ -42,6 +43,7 @@ class Platform:
     key: Any = field(default_factory=ed25519.Ed25519PrivateKey.generate)
     algorithm: str = "EdDSA"
     key_id: str = field(default_factory=lambda: f"key-{uuid4().hex[:8]}")
+    seconds: Callable[[], float] = time.time
 
     def jwks(self, *others: dict[str, Any]) -> bytes:
         """The set of public keys."""
@@ -49,7 +51,7 @@ class Platform:
 
     def claims(self, **claims: Any) -> dict[str, Any]:
         """Claims that count, but for those that are named: ``scope="broker:inject"``, ``role="owner"``, …"""
-        now = int(time.time())
+        now = int(self.seconds())
         usual = {
             "iss": ISSUER,
             "aud": AUDIENCE,

@@ -18,6 +18,7 @@ from broker_core.cli.common import REFUSED, app, exit_codes, read, show
 from broker_core.errors import Invalid
 from broker_core.inject.call import Call
 from broker_core.injection import ID
+from broker_core.intake import Receipt
 from broker_core.model import Event, EventState
 from broker_core.ports import Affected, AffectedConnection, AffectedSecret
 
@@ -51,9 +52,20 @@ def event(source: BinaryIO, workspace: str | None, wait: float, must_be_new: boo
             receipt = broker.intake.accept(
                 incoming, workspace_id=workspace or incoming.workspace_id, must_be_new=must_be_new
             )
-            show(receipt)
+            show(_receipt_document(receipt))
             if wait and not _ended_well(_follow(broker, incoming.workspace_id, receipt.id, wait)):
                 sys.exit(REFUSED)
+
+
+def _receipt_document(receipt: Receipt) -> dict[str, Any]:
+    """As ``POST /events`` answers."""
+    return {
+        "id": receipt.id,
+        "status": receipt.status,
+        "name": receipt.name,
+        "version": receipt.version,
+        "warnings": receipt.warnings,
+    }
 
 
 def _follow(broker: App, workspace_id: str, event_id: UUID, seconds: float) -> Event:

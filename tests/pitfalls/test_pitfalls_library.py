@@ -154,5 +154,5 @@ class TestTheSampleUpstream:
             client.request("GET", "/echo")
             head, _, body = client.sock.recv(65_536).partition(b"\r\n\r\n")
             assert (head[:15], json.loads(body)["path"]) == (b"HTTP/1.1 200 OK", "/echo")
-            (served,) = upstream._server._open
+            (served,) = (each for each in upstream._server._open if each.getpeername() == client.sock.getsockname())
             assert served.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) != 0

@@ -36,8 +36,15 @@ class Clock:
         return self.at
 
 
-PLATFORM = Platform()
 NOW = int(time.time())
+
+
+def platform_of(*key: Any, **given: Any) -> Platform:
+    """A platform whose clock stands still, too."""
+    return Platform(*key, **given, seconds=lambda: NOW)
+
+
+PLATFORM = platform_of()
 
 
 def verifier(platform: Platform = PLATFORM, clock: Clock | None = None) -> TokenVerifier:
@@ -81,7 +88,7 @@ class TestWhatCounts:
         key: Any = {"EdDSA": ed25519.Ed25519PrivateKey.generate, "RS256": rsa_key}.get(
             algorithm, lambda: ec.generate_private_key(ec.SECP256R1())
         )()
-        platform = Platform(key, algorithm)
+        platform = platform_of(key, algorithm)
         assert verifier(platform).verify(platform.token()).subject == "user-1"
 
     def test_audiences(self) -> None:
@@ -131,7 +138,7 @@ class TestSignatures:
 
     def test_another_key(self) -> None:
         """Another key under the platform's key id does not count."""
-        stranger = Platform(key_id=PLATFORM.key_id)
+        stranger = platform_of(key_id=PLATFORM.key_id)
         assert refusal(stranger.token()) == "the token's signature does not hold, or it is no JWT"
 
     def test_unknown_key_id(self) -> None:
@@ -140,14 +147,14 @@ class TestSignatures:
 
     def test_a_key_of_another_kind(self) -> None:
         """A key is used for its own algorithm only: an RSA key's id does not verify EdDSA."""
-        platform = Platform(rsa_key(), "RS256")
-        stranger = Platform(key_id=platform.key_id)
+        platform = platform_of(rsa_key(), "RS256")
+        stranger = platform_of(key_id=platform.key_id)
         assert "a key that is not the platform's" in refusal(stranger.token(), platform)
 
     @pytest.mark.parametrize("header", ["jwk", "jku", "x5u", "x5c"])
     def test_keys_that_a_token_brings(self, header: str) -> None:
         """What a token says about its own key is not looked at."""
-        stranger = Platform()
+        stranger = platform_of()
         value = json.loads(stranger.jwks())["keys"][0] if header == "jwk" else "https://attacker.test/jwks"
         token = stranger.token(headers={header: value, "kid": PLATFORM.key_id})
         assert refusal(token) == "the token's signature does not hold, or it is no JWT"
@@ -168,7 +175,7 @@ class TestSignatures:
 
     def test_two_keys_without_key_id(self) -> None:
         """Without ``kid`` nothing is guessed: two keys of the algorithm are none."""
-        other = json.loads(Platform().jwks())["keys"][0]
+        other = json.loads(platform_of().jwks())["keys"][0]
         clock = Clock(NOW)
         keys = Jwks(lambda: PLATFORM.jwks(other), clock)
         with pytest.raises(Unauthorized, match="not the platform's"):
