@@ -77,6 +77,7 @@ class Story:
         self.http.misused()
         self.http.moved(self.customer)
         self.rotated_and_swept()
+        self.http.commanded(self.customer)
         self.customer_refuses()
         self.http.proved()
         self.http.read()

@@ -63,7 +63,7 @@ class OverHttp:
         self._ids: dict[str, str] = {}
         self.answers: list[bytes] = []
         self.said: list[str] = []
-        kinds = ("made", "made, rotated", "made, refused", "produced", "stdio", "misplaced", "guessed")
+        kinds = ("made", "made, rotated", "made, refused", "produced", "stdio", "misplaced", "commanded")
         self._values = {name: text_sentinel(f"over http, {name}") for name in kinds}
 
     @property
@@ -91,7 +91,8 @@ class OverHttp:
         first = self.ask("POST", "/broker-secrets", fields, headers=key, expects=202, **OWNER)
         again = self.ask("POST", "/broker-secrets", fields, headers=key, expects=202, **OWNER)
         assert (again.document["id"], again.headers["idempotent-replayed"]) == (first.document["id"], "true")
-        other = {**fields, "secret": self._text("made, refused")}
+        # once it is stored, its value alone could not be compared any more
+        other = {**fields, "secret": self._text("made, refused"), "rotationPolicy": "30d"}
         self.ask("POST", "/broker-secrets", other, headers=key, expects=UNPROCESSABLE, **OWNER)
         self._ids["made"] = first.document["id"]
         self._stored(first.document["eventId"])
@@ -142,6 +143,18 @@ class OverHttp:
         for part in ("document", "page"):
             self.ask("GET", f"/byok/lockout-proof/{proof}/{part}", **OWNER)
 
+    def commanded(self, customer: CustomerAccount) -> None:
+        """An operator publishes and injects by command; an owner matches their CloudTrail with our audit log."""
+        event = {**self._event(), "id": "commanded-1", "subject": "commanded"}
+        event["data"]["value"] = self._text("commanded")
+        self.command("event", "--wait", "30", sent=json.dumps(event))
+        who = ("--workspace", self._workspace, "--agent", AGENT, "--secret", "commanded")
+        assert "redacted:secret.commanded" in self.command("inject", self._url("/echo"), *who)
+        trail = self._place / "trail.json"
+        trail.write_text(json.dumps({"Records": self._stack.aws.trail.records(customer.account.account_id)}))
+        found = self.command("byok", "reconcile", "--workspace", self._workspace, "--cloudtrail", str(trail))
+        assert json.loads(found)["summary"]["matched"] > 10, found
+
     def read(self) -> None:
         """Everything that can be read, by who may read most."""
         made = self._ids["made"]
@@ -187,17 +200,10 @@ class OverHttp:
         assert given.document["environment"] == {"HTTP_TOKEN": self._text("stdio")}
         token = self._place / "token"
         token.write_text(self.token(scope="broker:environment"))
-        line = [sys.executable, "-P", "-m", "broker_core.cli", "exec", "--workspace", self._workspace]
-        line += ["--mcp-server", SERVER, "--server", self._stack.web_url, "--token-file", str(token), "--"]
-        ended = subprocess.run(
-            [*line, sys.executable, "-c", _SHOWS],
-            capture_output=True,
-            text=True,
-            timeout=90,
-            env={"PATH": os.environ["PATH"], **self._stack.environment},
-        )
-        assert (ended.returncode, ended.stdout.count("redacted")) == (0, 2), ended.stderr
-        self.said.append(ended.stdout + ended.stderr)
+        for source in ((), ("--server", self._stack.web_url, "--token-file", str(token))):
+            who = ("--workspace", self._workspace, "--mcp-server", SERVER)
+            shown = self.command("exec", *who, *source, "--", sys.executable, "-c", _SHOWS)
+            assert shown.count("redacted") == 2, shown
 
     def _misplaced(self) -> Iterator[dict[str, Any]]:
         """Requests with a value where none belongs, as arguments of ``ask``."""
@@ -268,6 +274,20 @@ class OverHttp:
         yield b"POST /api/v1/inject HTTP/1.1\r\nHost: b\r\nTransfer-Encoding: chunked\r\n\r\n" + value + b"\r\n"
 
     # ------------------------------------------------------------ one request
+
+    def command(self, *arguments: str, sent: str | None = None) -> str:
+        """One run of `broker` in a process of its own, which must succeed; what it printed, without its log."""
+        ended = subprocess.run(
+            [sys.executable, "-P", "-m", "broker_core.cli", *arguments],
+            input=sent,
+            capture_output=True,
+            text=True,
+            timeout=90,
+            env={**{name: os.environ[name] for name in ("PATH", "TMPDIR")}, **self._stack.environment},
+        )
+        self.said.append(ended.stdout + ended.stderr)
+        assert ended.returncode == 0, ended.stderr[-4000:]
+        return ended.stdout
 
     def token(self, **claims: Any) -> str:
         """A token of the workspace; for the same claims the same one."""

@@ -48,7 +48,7 @@ LOUD = {
     "OTEL_BSP_SCHEDULE_DELAY": "100",
     "BROKER_PROBE_SECONDS": "1",
     "BROKER_PROBE_UNHEALTHY_SECONDS": "1",
-    "BROKER_CHECK_ROUND_SECONDS": "1",
+    "BROKER_CHECK_ROUND_SECONDS": "5",  # with 1 the checks never pause, and what asks for the same key finds it busy
     "BROKER_CHECK_RPS": "100",
     "BROKER_ANNOUNCE_AFTER_SECONDS": "0",
 }
@@ -56,8 +56,9 @@ SIGNING_KEY = Ed25519PrivateKey.generate()
 
 
 @pytest.fixture
-def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A temp directory for every process of this test, which all may pass (PostgreSQL runs as another user)."""
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A temp directory for every process of this test, which all may pass (PostgreSQL runs as another user). pytest
+    makes its own beside it and not below: ``tmp_path`` is not searched, and outlives this."""
     with tempfile.TemporaryDirectory(prefix="broker-inv01-") as made:
         directory = Path(made).resolve()
         directory.chmod(0o755)

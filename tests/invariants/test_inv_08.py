@@ -7,6 +7,7 @@ The real key service against the AWS double, which fails as AWS does.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,9 @@ from broker_core.dev.aws import CustomerAccount, Fault, document, statement
 from broker_core.dev.wiring import clients_for
 from broker_core.errors import Denied, Integrity, KeyServiceError, Misconfigured, Transient
 from broker_core.policies import session_policy
-from tests.live import OUR_ACCOUNT, Live
+from tests.key_uses import KEY_USES, reencrypt
+from tests.live import AGENT, OUR_ACCOUNT, Live
+from tests.web import Web
 
 DECRYPT, ASSUME = "kms:Decrypt", "sts:AssumeRole"
 #: the promise, in figures of this test's own
@@ -169,6 +172,77 @@ def test_a_new_value_that_is_refused_waits_and_one_that_is_throttled_comes_back(
 
     states = [live.app.store.event(live.workspace, receipt.id).state.value for receipt in (refused, throttled)]
     assert states == ["refused", "accepted"]
+
+
+# ---------------------------------------------------------------- whatever asks a key
+
+
+@pytest.mark.parametrize("code", ["ThrottlingException", "InvalidCiphertextException", "InvalidKeyUsageException"])
+@pytest.mark.parametrize("name", KEY_USES)
+def test_nothing_that_asks_a_key_blames_its_owner_for_what_is_no_denial(used: Live, name: str, code: str) -> None:
+    """A stream, an environment, a proof, a re-encryption, a probe: throttled, given a blob that does not fit, or told
+    that we use the key wrongly, none makes a secret affected."""
+    for action in ("kms:Encrypt", DECRYPT):
+        used.aws.faults.add(Fault(action, error=code))
+
+    with suppress(KeyServiceError, AssertionError):  # what a use of the table asserts is that it went well
+        KEY_USES[name](used)
+
+    assert _affected(used) == []
+
+
+def test_an_older_key_that_denies_a_re_encryption_is_asked_once_and_affected(used: Live) -> None:
+    """Its no is the customer's, as it would be to a check."""
+    older = next(each for each in used.app.store.connections(used.workspace) if each.status == "retired")
+    used.aws.faults.add(Fault(DECRYPT, account=older.key_arn.split(":")[4], error="DisabledException"))
+    before = len(used.aws.trail.of(DECRYPT))
+
+    reencrypt(used)
+
+    assert _affected(used) == ["key_disabled"]
+    assert len(used.aws.trail.of(DECRYPT)) - before == 1
+
+
+def test_a_current_key_that_denies_a_re_encryption_is_for_its_probe_to_say(used: Live) -> None:
+    """Nothing was asked of a secret that is under it: nothing is affected by this alone."""
+    used.aws.faults.add(Fault("kms:Encrypt", error="AccessDeniedException"))
+
+    reencrypt(used)
+
+    assert _affected(used) == []
+
+
+#: what AWS says, and what an HTTP caller is told
+TOLD = {
+    "AccessDeniedException": (424, "secret_unavailable"),
+    "DisabledException": (424, "secret_unavailable"),
+    "InvalidCiphertextException": (424, "secret_unavailable"),
+    "InvalidKeyUsageException": (424, "secret_unavailable"),
+    "ThrottlingException": (503, "key_service_unavailable"),
+    "CodeThatNobodyKnowsException": (503, "key_service_unavailable"),
+}
+
+
+@pytest.mark.parametrize("path", ["/inject", "/proxy", "/inject/environment"])
+@pytest.mark.parametrize("code", TOLD)
+def test_over_http_a_caller_learns_whether_to_come_again_and_no_more(
+    live: Live, customer: CustomerAccount, web: Web, code: str, path: str
+) -> None:
+    """424 or 503, with ``Retry-After`` where another try may help; AWS's code is for the admin."""
+    live.store("variable", injectionKind="stdio_env", bindingKey="TOKEN", agentId=AGENT)
+    _fail(live, customer, DECRYPT, error=code)
+    url = f"https://{live.target}/echo"
+    body: dict[str, Any] = {"agentId": AGENT}
+    if path == "/inject":
+        body |= {"secret": "github", "request": {"url": url}}
+    headers = {"Axiorank-Upstream-Url": url, "Axiorank-Agent-Id": AGENT, "Axiorank-Secret": "github"}
+    scope = "broker:environment" if path == "/inject/environment" else "broker:inject"
+
+    answer = web.post(path, json=body, headers=headers, scope=scope)
+
+    assert (answer.status_code, answer.json()["error"]) == TOLD[code]
+    assert ("Retry-After" in answer.headers) == (answer.status_code == 503)
+    assert code not in answer.text + str(answer.headers)
 
 
 # ---------------------------------------------------------------- our own faults

@@ -15,8 +15,9 @@ from broker_core.custody import MOST_CRASHES
 from broker_core.dev.aws import Fault
 from broker_core.errors import Transient, Unavailable
 from broker_core.model import TRANSITIONS, WAITING, EventState, SecretStatus
-from tests.live import Live
+from tests.live import AGENT, Live
 from tests.store_setup import age_event
+from tests.web import Web
 
 
 def _sql(live: Live, statement: str, event_id: UUID | None = None) -> list[Any]:
@@ -131,6 +132,36 @@ def _delete_the_secret_after_the_encryption(live: Live) -> UUID:
     return receipt.id
 
 
+def _refused(live: Live) -> UUID:
+    _key(live, "AccessDeniedException")
+    receipt = live.publish()
+    live.work()
+    live.aws.faults.clear()
+    return receipt.id
+
+
+def _refuse_and_disconnect(live: Live) -> UUID:
+    event_id = _refused(live)
+    live.app.byok.disconnect(live.workspace)
+    live.app.custody.run(event_id)
+    return event_id
+
+
+def _refuse_and_connect_another(live: Live) -> UUID:
+    event_id = _refused(live)
+    live.connect(live.customer())
+    live.app.custody.run(event_id)
+    return event_id
+
+
+def _refuse_and_rotate(live: Live) -> UUID:
+    event_id = _refused(live)
+    newer = live.publish(kind="secret.rotated", version=2)
+    live.app.custody.run(newer.id)
+    live.app.custody.run(event_id)
+    return event_id
+
+
 def _deletion_itself(live: Live) -> UUID:
     live.store()
     return live.publish(kind="secret.deleted", version=2).id
@@ -150,6 +181,9 @@ WAYS: dict[str, tuple[Callable[[Live], UUID], EventState]] = {
     "discarded": (_discard, EventState.DELETED),
     "its secret is deleted": (_delete_the_secret, EventState.DELETED),
     "its secret is deleted meanwhile": (_delete_the_secret_after_the_encryption, EventState.DELETED),
+    "refused, then disconnected": (_refuse_and_disconnect, EventState.STORED),
+    "refused, then another key": (_refuse_and_connect_another, EventState.STORED),
+    "refused, then rotated": (_refuse_and_rotate, EventState.SUPERSEDED),
 }
 
 
@@ -189,6 +223,98 @@ def test_an_end_is_an_end(live: Live, name: str) -> None:
     live.app.reconcile()
 
     assert live.app.store.event(live.workspace, event_id) == before
+
+
+@pytest.mark.parametrize("name", WAYS)
+def test_an_owner_sees_each_end_over_http(live: Live, web: Web, name: str) -> None:
+    """The state and the time, by the event's id; nothing says any more until when it is held."""
+    walk, state = WAYS[name]
+
+    seen = web.get(f"/events/{walk(live)}", role="admin").json()
+
+    assert (seen["status"], "endedAt" in seen, "heldUntil" in seen) == (state.value, True, False)
+
+
+def _created(live: Live, web: Web) -> Any:
+    fields = {"name": "made", "secret": "value-1234", "injectionKind": "bearer"}
+    where = {"targetHost": live.target, "agentId": AGENT}
+    return web.post("/broker-secrets", json={**fields, **where}, role="admin")
+
+
+def _created_again(live: Live, web: Web) -> Any:
+    body = {"name": "made", "secret": "value-1234", "injectionKind": "bearer", "targetHost": "a.b", "agentId": AGENT}
+    key = {"Idempotency-Key": "one"}
+    web.post("/broker-secrets", json=body, headers=key, role="admin")
+    return web.post("/broker-secrets", json=body, headers=key, role="admin")
+
+
+def _rotated(live: Live, web: Web) -> Any:
+    secret_id = live.store().secret_id
+    return web.post(f"/broker-secrets/{secret_id}/rotate", json={"secret": "value-5678"}, role="admin")
+
+
+def _deleted(live: Live, web: Web) -> Any:
+    return web.request("DELETE", f"/broker-secrets/{live.store().secret_id}", role="admin")
+
+
+def _produced(live: Live, web: Web) -> Any:
+    return web.post("/events", json=live.event("produced"), scope="broker:events")
+
+
+DOORS: dict[str, tuple[Callable[[Live, Web], Any], str, str]] = {
+    "created": (_created, "accepted", "stored"),
+    "created again": (_created_again, "accepted", "stored"),
+    "rotated": (_rotated, "accepted", "stored"),
+    "deleted": (_deleted, "deleted", "deleted"),
+    "produced": (_produced, "accepted", "stored"),
+}
+
+
+@pytest.mark.parametrize("name", DOORS)
+def test_whatever_is_accepted_over_http_can_be_followed_to_its_end(live: Live, web: Web, name: str) -> None:
+    """202 comes with an event's id, which says where it is, before and after."""
+    door, before, after = DOORS[name]
+    answer = door(live, web)
+    event_id = answer.json().get("eventId", answer.json()["id"])
+
+    seen = [web.get(f"/events/{event_id}", role="admin").json()["status"]]
+    live.work()
+    seen.append(web.get(f"/events/{event_id}", role="admin").json()["status"])
+
+    assert (answer.status_code, seen) == (202, [before, after])
+
+
+def test_what_is_refused_over_http_leaves_no_event(live: Live, web: Web) -> None:
+    """Nothing that was not accepted waits for an end."""
+    live.store("made")
+    assert [_created(live, web).status_code, web.post("/broker-secrets", json={}, role="admin").status_code] == [
+        409,
+        422,
+    ]
+
+    assert len(_sql(live, "SELECT id FROM secret_events")) == 1
+
+
+def test_what_is_held_is_in_the_coverage(live: Live, web: Web) -> None:
+    """An owner need not know the event's id to see that a value waits and is not yet under their key."""
+    _refused(live)
+
+    found = web.get("/byok/coverage", role="admin").json()
+
+    assert (found["held"], [each["name"] for each in found["items"]]) == (1, ["github"])
+
+
+def test_a_workspaces_end_ends_its_events(live: Live) -> None:
+    """Every value that waits is forgotten with it: both halves."""
+    receipt = live.publish()
+    claim = live.app.store.event(live.workspace, receipt.id).claim_id
+
+    live.app.administer.delete_workspace(live.workspace)
+
+    (row,) = _sql(live, "SELECT state, claim_key, ended_at FROM secret_events WHERE id = %(id)s", receipt.id)
+    assert (row.state, row.claim_key, row.ended_at is not None) == ("deleted", None, True)
+    assert live.app.custody._claims.get(claim) is None
+    assert live.work() == [None]
 
 
 def test_every_end_is_reached_by_some_way() -> None:

@@ -6,16 +6,24 @@ about it.
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import click
 import pytest
 
 import broker_core
-from broker_core.errors import ConfigurationError
+from broker_core.cli import main
+from broker_core.dev.aws import Fault
+from broker_core.errors import BrokerError, ConfigurationError
+from broker_core.model import Plan
 from broker_core.settings import Settings
+from tests.live import AGENT, Live
+from tests.web import Web
 from workers import main as workers_main
 
 ROOT = Path(__file__).parent.parent.parent
@@ -164,17 +172,233 @@ def test_the_settings_are_frozen() -> None:
     assert params.frozen
 
 
-def test_only_the_settings_and_the_ways_in_read_the_environment() -> None:
-    """A switch could hide in any ``os.environ``: outside of the command line, the workers' set-up and the local stack
-    nothing reads it."""
-    reading = re.compile(r"os\.environ|getenv")
-    package = Path(str(broker_core.__file__)).parent
-    found = {
-        path.relative_to(ROOT).as_posix()
-        for directory in (package, Path(str(workers_main.__file__)).parent)
-        for path in directory.rglob("*.py")
-        if reading.search(path.read_text())
-    }
+#: who reads the environment itself: the processes' set-up, which hands it to ``Settings``; and what of it beside that
+READING = {
+    "workers/main.py": set(),
+    "broker_core/api/server.py": {"THREADS_VARIABLE", "DIRECTORY"},  # how many, and for the next
+    "broker_core/api/metrics.py": {"DIRECTORY"},  # where numbers lie
+}
 
-    allowed = {path for path in found if path.startswith(("broker_core/cli/", "broker_core/dev/"))}
-    assert found - allowed == {"workers/main.py"}
+
+def test_only_the_settings_and_the_ways_in_read_the_environment() -> None:
+    """A switch could hide in any ``os.environ``: outside of the command line and the local stack only the processes'
+    set-up reads it, and hands it on as a whole, but for what is named."""
+    package = Path(str(broker_core.__file__)).parent
+    found: dict[str, set[str]] = {}
+    for directory in (package, Path(str(workers_main.__file__)).parent):
+        for path in directory.rglob("*.py"):
+            if re.search(r"os\.environ|getenv", path.read_text()):
+                named = re.findall(r"os\.environ(?:\.get\(|\[)(\w+)", path.read_text())
+                found[path.relative_to(ROOT).as_posix()] = set(named)
+
+    ways_in = {path for path in found if path.startswith(("broker_core/cli/", "broker_core/dev/"))}
+    assert {path: named for path, named in found.items() if path not in ways_in} == READING
+
+
+# ---------------------------------------------------------------- what a caller can say
+
+DOCUMENT = json.loads((ROOT / "docs" / "openapi.json").read_text(encoding="utf-8"))
+_DRAWN = "only what the proposed documents say; what counts is what the customer applies, and the verification"
+#: parameter of any operation → why no value of it switches a protection off
+SAID = {
+    "path id": "which",
+    "query status": "which",
+    "query cover": "which",
+    "query cursor": "which",
+    "query limit": "how many at once; 200 at most",
+    "query from": "which",
+    "query to": "which",
+    "query format": "how it is written",
+    "query externalId": _DRAWN,
+    "query roleName": _DRAWN,
+    "query keyArn": _DRAWN,
+    "query accountId": _DRAWN,
+    "query partition": _DRAWN,
+    "query adminPrincipal": _DRAWN,
+    "query strict": f"adds a condition; {_DRAWN}",
+    "header Idempotency-Key": "makes a repeat harmless; a repeat stores nothing",
+    "header Axiorank-Upstream-Url": "where; must be what the value is bound to",
+    "header Axiorank-Agent-Id": "who; must be what the value is bound to",
+    "header Axiorank-Mcp-Server-Id": "who; must be what the value is bound to",
+    "header Axiorank-Secret": "which; among those that fit",
+}
+#: field of any request's body → the same
+GIVEN = {
+    "agentId": "who; must be what the value is bound to",
+    "mcpServerId": "who; must be what the value is bound to",
+    "secret": "a value, or the name of one among those that fit",
+    "request": "what the upstream gets",
+    "method": "what the upstream gets",
+    "url": "where; must be what the value is bound to",
+    "headers": "what the upstream gets, without ours",
+    "body": "what the upstream gets",
+    "bodyEncoding": "how the body is written",
+    "name": "which",
+    "injectionKind": "changes only together with a new value",
+    "bindingKey": "changes only together with a new value",
+    "targetHost": "changes only together with a new value",
+    "rotationPolicy": "when a new value is due; refuses and allows nothing",
+    "limit": "how many at once",
+    "connectionId": "which, among one's own",
+    "roleArn": "is shown to work before it counts",
+    "externalId": "is shown to be asked for before it counts",
+    "keyArn": "is shown to work before it counts",
+    "plan": "of the platform alone; stops connecting, and never changes what encrypts",
+}
+#: yes-or-no option of any command → the same
+FLAGS = {
+    "--version": "what is printed",
+    "migrate --down": "an operator's, who has the database; drops data, and decrypts none",
+    "dead-letters --purge": "forgets messages, which hold ids",
+    "affected --json": "how it is printed",
+    "byok prove --resume": "goes on with a proof; each call of it is audited",
+    "byok reconcile --all": "how much is printed",
+    "byok setup --strict": "adds a condition to a document",
+    "demo --json": "how it is printed",
+    "event --new": "refuses more",
+    "exec --no-masking": "of what the caller's own command prints, which has the values in any case",
+}
+
+
+def _parameters() -> Iterator[tuple[str, dict[str, Any]]]:
+    for item in DOCUMENT["paths"].values():
+        described = [each for each in item.values() if isinstance(each, dict)]
+        for each in [*item.get("parameters", []), *(one for part in described for one in part.get("parameters", []))]:
+            yield f"{each['in']} {each['name']}", each["schema"]
+
+
+def _fields() -> Iterator[tuple[str, str]]:
+    for name, schema in DOCUMENT["components"]["schemas"].items():
+        if name.endswith("Request"):
+            for field, described in schema.get("properties", {}).items():
+                yield field, json.dumps(described)
+
+
+def test_every_parameter_is_known_not_to_be_a_switch() -> None:
+    """Each path, query and header parameter of the document has its reason above."""
+    assert {name for name, _ in _parameters()} == set(SAID)
+
+
+def test_every_field_of_a_request_is_known_not_to_be_a_switch() -> None:
+    """And so has each field of a body; none is a yes or no."""
+    assert {name for name, _ in _fields()} == set(GIVEN)
+    assert [name for name, described in _fields() if '"boolean"' in described] == []
+
+
+def test_one_parameter_alone_is_a_yes_or_no() -> None:
+    """And it adds a condition."""
+    assert {name for name, schema in _parameters() if '"boolean"' in json.dumps(schema)} == {"query strict"}
+
+
+def _flags(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[str]:
+    for option in command.params:
+        if isinstance(option, click.Option) and option.is_flag:
+            yield " ".join([*path, option.opts[0]])
+    if isinstance(command, click.Group):
+        for name, each in command.commands.items():
+            yield from _flags(each, (*path, name))
+
+
+def test_every_flag_of_a_command_is_known_not_to_be_a_switch() -> None:
+    """Each has its reason above."""
+    assert set(_flags(main)) == set(FLAGS)
+
+
+HOPEFUL = ("skipAudit", "verifyTls", "plaintext", "noRedaction", "followRedirects", "debug", "force", "dryRun")
+
+
+@pytest.mark.parametrize("name", HOPEFUL)
+def test_a_field_that_nobody_knows_is_refused(live: Live, web: Web, name: str) -> None:
+    """A switch that somebody hopes for is 422 before anything is asked, in the request and beside it."""
+    live.store()
+    url = f"https://{live.target}/echo"
+    bodies: list[dict[str, Any]] = [
+        {"agentId": AGENT, "request": {"url": url}, name: True},
+        {"agentId": AGENT, "request": {"url": url, name: True}},
+    ]
+
+    answers = [web.post("/inject", json=body, scope="broker:inject") for body in bodies]
+
+    assert [answer.status_code for answer in answers] == [422, 422]
+    assert live.upstream.requests == []
+
+
+@pytest.mark.parametrize("name", HOPEFUL)
+def test_a_parameter_that_nobody_knows_is_refused(live: Live, web: Web, name: str) -> None:
+    """In the query too."""
+    live.store()
+    body = {"agentId": AGENT, "request": {"url": f"https://{live.target}/echo"}}
+
+    assert web.post(f"/inject?{name}=1", json=body, scope="broker:inject").status_code == 422
+    assert live.upstream.requests == []
+
+
+@pytest.mark.parametrize("path", ["/inject", "/proxy"])
+@pytest.mark.parametrize("name", HOPEFUL)
+def test_a_header_that_nobody_knows_changes_nothing(live: Live, web: Web, name: str, path: str) -> None:
+    """The use is audited and the value that comes back is masked, whatever the caller adds."""
+    live.store(value="ghp_0123456789abcdefABCDEF")
+    url = f"https://{live.target}/echo"
+    body = {"agentId": AGENT, "request": {"url": url}}
+    proxied = {"Axiorank-Upstream-Url": url, "Axiorank-Agent-Id": AGENT}
+
+    answer = web.post(path, json=body, headers={**proxied, f"Axiorank-{name}": "true"}, scope="broker:inject")
+
+    assert answer.status_code == 200
+    assert "redacted:secret.github" in answer.text
+    assert "ghp_" not in answer.text
+    assert [use for use in live.app.store.uses(live.workspace) if use.intent.purpose == "inject"]
+
+
+def _is_stored(live: Live) -> str:
+    live.publish("new")
+    live.work()
+    return str(live.candidate("new").blob.cipher)
+
+
+def _is_audited(live: Live) -> str:
+    answer = live.send()
+    return next(
+        str(use.intent.purpose) for use in live.app.store.uses(live.workspace) if use.intent.id == answer.audit_id
+    )
+
+
+def _is_bound(live: Live) -> str:
+    try:
+        live.send(url="https://localhost:1/")
+    except BrokerError as error:
+        return error.reason
+    return "sent"
+
+
+def _is_asked_each_time(live: Live) -> str:
+    live.send()
+    live.aws.faults.add(Fault("kms:Decrypt", error="AccessDeniedException"))
+    try:
+        live.send()
+    except BrokerError as error:
+        return error.reason
+    finally:
+        live.aws.faults.clear()
+    return "sent"
+
+
+PROMISES: dict[str, tuple[Callable[[Live], str], str]] = {
+    "under the key": (_is_stored, "kms"),
+    "audited": (_is_audited, "inject"),
+    "bound to a host": (_is_bound, "host_mismatch"),
+    "asked each time": (_is_asked_each_time, "access_denied"),
+}
+
+
+@pytest.mark.parametrize("plan", list(Plan))
+@pytest.mark.parametrize("name", PROMISES)
+def test_no_plan_takes_a_promise_away(live: Live, name: str, plan: Plan) -> None:
+    """What was connected stays connected, and what is promised holds on every plan."""
+    live.connect(live.customer())
+    live.store()
+    live.app.administer.put_workspace(live.workspace, plan)
+
+    promise, kept = PROMISES[name]
+
+    assert promise(live) == kept
