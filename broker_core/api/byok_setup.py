@@ -12,6 +12,7 @@ from broker_core.api.byok import OnSurface, Owner, shown
 from broker_core.api.byok_schemas import SetupAnswer
 from broker_core.api.described import problems
 from broker_core.byok_setup import ROLE_NAME, SetupWish, propose
+from broker_core.errors import Invalid
 from broker_core.ports import ConnectionView
 from broker_core.setup_documents import Format
 
@@ -58,11 +59,12 @@ def setup(
     """A role that we may assume, and a key that it may use. Nothing is stored and AWS is not asked. What is not given
     is taken from the connection, where there is one."""
     connected = shown(surface.app.byok.connections(caller.workspace_id))
+    key_arn = connected.key_arn if connected and key_arn is None else key_arn
     wish = SetupWish(
         workspace_id=caller.workspace_id,
         external_id=connected.external_id if connected and external_id is None else external_id,
-        role_name=_role_name(connected) if role_name is None else role_name,
-        key_arn=connected.key_arn if connected and key_arn is None else key_arn,
+        role_name=_role_name(connected, key_arn) if role_name is None else role_name,
+        key_arn=key_arn,
         account_id=account_id,
         partition=partition,
         admin_principal=admin_principal,
@@ -75,7 +77,11 @@ def setup(
     return Response(document.text(form), headers={"Content-Type": MEDIA_TYPES[form]})
 
 
-def _role_name(connected: ConnectionView | None) -> str:
-    """The connected role's; one under a path is not made by our documents, and stays as it is."""
+def _role_name(connected: ConnectionView | None, key_arn: str | None) -> str:
+    """The connected role's. One under a path is not made by our documents, and a document for its key that names
+    another would take the key from it: raises Invalid."""
     name = connected.role_arn.partition(":role/")[2] if connected else ""
+    if connected and "/" in name and key_arn == connected.key_arn:
+        why = "the connected role is under a path, which these documents do not make: name the role that is to be made"
+        raise Invalid({"roleName": f"{why}; applying them takes the key from the connected one"})
     return ROLE_NAME if "/" in name or not name else name

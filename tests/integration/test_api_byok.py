@@ -15,6 +15,7 @@ from broker_core.dev.aws import CustomerAccount, Fault
 from broker_core.errors import Denied
 from broker_core.ports import Cover
 from broker_core.reports import WHAT_TO_DO, WHY
+from tests.store_setup import connected as store_connected
 from tests.waiting import wait_until
 from tests.web import Web
 
@@ -201,6 +202,17 @@ class TestSetup:
         )
         other = web.get("/byok/setup", role="owner", params={"keyArn": "", "roleName": "other"}).json()
         assert (other["externalId"], other["keyArn"], other["roleName"]) == (customer.external_id, None, "other")
+
+    def test_a_connected_role_under_a_path(self, web: Web) -> None:
+        """No document makes it, and one for its key with another role would take the key from it: that is said, unless
+        another role or key is asked for."""
+        role_arn = "arn:aws:iam::222222222222:role/service/axiorank"
+        mine = store_connected(web.live.app.store, web.live.workspace, role_arn=role_arn)
+        answer = web.get("/byok/setup", role="owner")
+        assert (answer.status_code, list(answer.json()["fields"])) == (422, ["roleName"])
+        named = web.get("/byok/setup", role="owner", params={"roleName": "other"}).json()
+        assert (named["roleName"], named["keyArn"]) == ("other", mine.key_arn)
+        assert web.get("/byok/setup", role="owner", params={"keyArn": ""}).json()["roleName"] == "axiorank-byok"
 
     def test_the_strict_variant(self, web: Web) -> None:
         """The key's policy names the workspace."""
