@@ -25,7 +25,7 @@ from broker_core.api.problems import MARK
 
 #: seconds for what was sent already to reach the caller, once its answer has broken off
 FLUSH_SECONDS = 5.0
-#: seconds, after those of keep-alive, for a caller to take what is left of an answer that was given in one piece
+#: seconds for a caller to take what was written for it: an answer in one piece of up to 14 MB, or its rest
 TAKING_SECONDS = 300.0
 
 _LONGEST_END = 4
@@ -81,6 +81,7 @@ class StrictProtocol(H11Protocol):
         self.app_state = {**self.app_state, _TRANSPORT: lambda: self.transport}
         self.conn = StrictConnection(self.config.h11_max_incomplete_event_size or 16 * 1024)
         self._until_request: asyncio.TimerHandle | None = None
+        self._until_taken: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override] # as uvicorn has it
         """The first request is to come."""
@@ -101,6 +102,22 @@ class StrictProtocol(H11Protocol):
         """Nothing is awaited any more."""
         super().connection_lost(exc)
         self._stop_clock()
+        self._is_taken()
+
+    def pause_writing(self) -> None:
+        """The caller takes less than is written. uvicorn would wait for it for ever."""
+        super().pause_writing()
+        self._until_taken = self.loop.call_later(TAKING_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """It took most of it."""
+        super().resume_writing()
+        self._is_taken()
+
+    def _is_taken(self) -> None:
+        if self._until_taken is not None:
+            self._until_taken.cancel()
+            self._until_taken = None
 
     def _await_request(self) -> None:
         """Let the clock run from the end of one request's answer to the head of the next, whatever comes between."""

@@ -14,7 +14,7 @@ import pytest
 from anyio import to_thread
 from structlog.testing import capture_logs
 
-from broker_core.api import bodies, problems
+from broker_core.api import bodies, front, problems
 from broker_core.errors import Invalid, UpstreamError
 from broker_core.ports import Destination, Patience
 from tests.live import AGENT
@@ -173,6 +173,32 @@ class TestSlowHeads:
         with served(web.api, timeout_keep_alive=0.2) as root, _connected(root) as connection:
             connection.sendall(b"GET /healthz HTTP/1.1\r\nX: ")
             wait_until(lambda: _is_gone(connection))
+
+
+class TestUntakenAnswers:
+    def test_a_caller_that_does_not_read(self, web: Web, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Answers that nobody takes do not stay in memory, nor hold up what was asked for behind them."""
+        monkeypatch.setattr(front, "TAKING_SECONDS", 0.2)
+        lost = threading.Event()
+
+        class Watched(front.StrictProtocol):
+            def connection_lost(self, exc: Exception | None) -> None:
+                super().connection_lost(exc)
+                lost.set()
+
+        with served(web.api, http=Watched) as root, _connected(root) as connection:
+            # more than the kernel's buffers take
+            connection.sendall(b"GET /api/openapi.json HTTP/1.1\r\nHost: b\r\n\r\n" * 300)
+            wait_until(lost.is_set)  # the kernel still has megabytes to tell before it tells the end
+
+    def test_a_caller_that_reads(self, web: Web) -> None:
+        """Who takes them in the end gets them whole."""
+        with served(web.api, timeout_keep_alive=0.05) as root, _connected(root) as connection:
+            connection.sendall(b"GET /api/openapi.json HTTP/1.1\r\nHost: b\r\n\r\n" * 100)
+            received = b""
+            while data := connection.recv(65_536):
+                received += data
+            assert received.count(b"HTTP/1.1 200 ") == 100
 
 
 def _connected(root: str) -> socket.socket:
