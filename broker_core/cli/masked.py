@@ -113,21 +113,21 @@ class _Signals:
             child.send_signal(number)
 
     def _forward(self, number: int, _: FrameType | None) -> None:
-        if number in (signal.SIGINT, signal.SIGQUIT) and _is_at_the_terminal():
-            return  # a ^C goes to the whole foreground group: the child has it already
         if self._child is None:
             self._early.append(number)
-        else:
+        elif number not in (signal.SIGINT, signal.SIGQUIT) or not _is_at_the_terminal(self._child.pid):
             self._child.send_signal(number)
 
 
-def _is_at_the_terminal() -> bool:
+def _is_at_the_terminal(pid: int) -> bool:
+    """Whether a ^C has reached it already: it goes to the whole foreground group, ours. A child that left the group for
+    one of its own gets its signals from us."""
     try:
         terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
     except OSError:
         return False
     try:
-        return os.tcgetpgrp(terminal) == os.getpgrp()
+        return os.tcgetpgrp(terminal) == os.getpgrp() == os.getpgid(pid)
     except OSError:
         return False
     finally:

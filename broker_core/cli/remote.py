@@ -12,7 +12,7 @@ import json
 import re
 import ssl
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,10 +82,13 @@ def _address(url: str) -> Address:
 
 
 def _tls(ca_file: str | None) -> ssl.SSLContext:
-    # not ssl.create_default_context: it writes session keys to SSLKEYLOGFILE
+    # not ssl.create_default_context: it writes session keys to SSLKEYLOGFILE, and takes SSL_CERT_FILE and SSL_CERT_DIR
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.load_default_certs()
+    paths = ssl.get_default_verify_paths()
+    for kind, path in (("cafile", paths.openssl_cafile), ("capath", paths.openssl_capath)):
+        with suppress(OSError, ssl.SSLError):  # most systems have only one of the two
+            context.load_verify_locations(**{kind: path})
     try:
         if ca_file is not None:
             context.load_verify_locations(cafile=ca_file)

@@ -174,10 +174,12 @@ class TestEnd:
             process.send_signal(getattr(signal, name))
             assert process.wait(30) == getattr(signal, name) + 40
 
-    def test_an_interrupt_at_the_terminal_comes_once(self) -> None:
-        """^C reaches the command from the terminal, and not from us a second time."""
+    @pytest.mark.parametrize("first", ["", "os.setpgid(0, 0)\n"], ids=["our group", "a group of its own"])
+    def test_an_interrupt_at_the_terminal_comes_once(self, first: str) -> None:
+        """^C reaches the command from the terminal, and not from us a second time; from us, if it left our group."""
         script = (
-            "import os, signal, sys\nwanted, seen = {signal.SIGINT, signal.SIGUSR1}, 0\n"
+            f"import os\n{first}"
+            "import signal, sys\nwanted, seen = {signal.SIGINT, signal.SIGUSR1}, 0\n"
             "signal.pthread_sigmask(signal.SIG_BLOCK, wanted)\nos.write(1, b'ready\\n')\n"
             "while signal.sigwait(wanted) == signal.SIGINT:\n    seen += 1\n    os.write(1, b'int\\n')\n"
             "sys.exit(seen)"
@@ -334,6 +336,16 @@ class TestRemote:
         with SampleUpstream.start(certificate="self-signed") as other, pytest.raises(Refused, match="server_tls"):
             ask(other)
         assert other.requests == []
+
+    def test_whom_we_trust_is_no_matter_of_the_environment(
+        self, upstream: SampleUpstream, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """OpenSSL's own variables add nobody: the token goes to whom the system or ``--ca-file`` names."""
+        monkeypatch.setenv("SSL_CERT_FILE", str(upstream.ca_file))
+        monkeypatch.setenv("SSL_CERT_DIR", str(upstream.ca_file.parent))
+        with pytest.raises(Refused, match="server_tls"):
+            remote.RemoteBroker(upstream.url, "a.b.c").environment(AGENT, "files")
+        assert upstream.requests == []
 
     @pytest.mark.parametrize(
         ("status", "body", "error", "code"),

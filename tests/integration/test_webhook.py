@@ -165,8 +165,10 @@ class TestTls:
         """A certificate of a known authority, for this name."""
         assert sent(secure, ca_file=ca_file) == Delivery(Answer.TAKEN, status=204)
 
-    def test_unknown_authority(self, secure: Receiver) -> None:
+    def test_unknown_authority(self, secure: Receiver, ca_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         """Nothing is sent to whoever has another one, whatever SSL_CERT_FILE says."""
+        monkeypatch.setenv("SSL_CERT_FILE", str(ca_file))
+        monkeypatch.setenv("SSL_CERT_DIR", str(ca_file.parent))
         assert sent(secure) == Delivery(Answer.AWAY, "tls")
         assert secure.requests == []
 
