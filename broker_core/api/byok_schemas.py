@@ -281,8 +281,8 @@ class AffectedConnectionAnswer(_FailingAnswer):
 
 
 class AffectedAnswer(Document):
-    """What cannot be decrypted now for a reason on your side. Giving a secret a new value takes it off the list, and so
-    does letting the role use the key again, by itself."""
+    """What cannot be decrypted now for a reason on your side. A new value takes a secret off the list once it is stored
+    under a key that works; letting the role use the key again empties it by itself."""
 
     connections: list[AffectedConnectionAnswer]
     secrets: list[AffectedSecretAnswer]
