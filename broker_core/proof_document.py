@@ -154,6 +154,7 @@ class Summary:
     stored_meanwhile: int
     not_covered: Mapping[str, int]  # what the connection's lockout says nothing of
     multi_region_warning: str
+    own_side_warning: str
     not_locked_out: Sequence[str]  # names of secrets that still decrypt, or of which nothing was shown
 
 
@@ -196,6 +197,7 @@ def summary(document: Mapping[str, Any]) -> Summary:
             stored_meanwhile=stored_meanwhile,
             not_covered=_not_covered(document["notCovered"]),
             multi_region_warning=str(document["connection"].get("warning", "")),
+            own_side_warning=OWN_SIDE_NOT_SHOWN if OWN_SIDE_NOT_SHOWN in document["doesNotShow"] else "",
             not_locked_out=[name for name, outcome in outcomes if outcome in _OPEN],
         )
     except (KeyError, TypeError, ValueError, AttributeError):

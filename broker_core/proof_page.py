@@ -12,6 +12,7 @@ from html import escape
 from typing import Any
 
 from broker_core.errors import Invalid
+from broker_core.proof_document import OWN_SIDE_NOT_SHOWN
 
 _HEAD = """<!doctype html>
 <html lang="en">
@@ -61,6 +62,8 @@ def _parts(document: Mapping[str, Any], jws: str) -> Iterable[str]:
     yield _facts(document)
     if "warning" in document["connection"]:
         yield f"<p><strong>{_text(document['connection']['warning'])}</strong></p>"
+    if OWN_SIDE_NOT_SHOWN in document["doesNotShow"]:
+        yield f"<p><strong>{_text(OWN_SIDE_NOT_SHOWN)}</strong></p>"
     yield f"<h2>Secrets</h2>\n{_secrets(document['secrets'])}"
     yield f"<h2>What this does not cover</h2>\n{_not_covered(document['notCovered'])}"
     yield f"<h2>What this shows</h2>\n{_list(document['shows'])}"

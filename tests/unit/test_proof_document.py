@@ -155,6 +155,17 @@ class TestDocument:
         assert text.count("which uses this same key") == 1
         assert "every secret under this key" not in text
 
+    @pytest.mark.parametrize(
+        ("ask", "has_control_role", "is_said"), [(STS_NO, False, True), (STS_NO, True, False), (KMS_NO, False, False)]
+    )
+    def test_whose_side_refused(self, ask: Ask, has_control_role: bool, is_said: bool) -> None:
+        """Where it may have been ours, that stands beside the verdict, for readers and for who checks the document."""
+        made = plain(replace(document(item(asks=[ask])), has_control_role=has_control_role))
+        warning = proof_document.OWN_SIDE_NOT_SHOWN if is_said else ""
+        assert proof_document.summary(made).own_side_warning == warning
+        before_the_list, _, _ = proof_page.page(made, "jws").partition("<h2>Secrets</h2>")
+        assert ("Whose side refused the role" in before_the_list) is is_said
+
     def test_a_summary_says_what_is_not_covered(self) -> None:
         """Who only checks the document is told as well."""
         beside = Beside(0, 5, 2, 7, [(uuid4(), KEY, 3), (uuid4(), KEY, 4)])
