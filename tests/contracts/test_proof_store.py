@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -193,6 +194,18 @@ class TestClaims:
             "note",
             [ASK],
         )
+
+    def test_what_was_asked_about_an_earlier_version(self, store: Any, workspace: str) -> None:
+        """Goes with it: the document shows what was asked about the version that it names, and nothing else."""
+        with_secrets(store, workspace, "github")
+        proof = started(store, workspace)
+        store.put_back(proof, claimed(store, proof), [ASK], 0.0)
+        stored(store, workspace, type=EventType.ROTATED, version=2)
+        other = replace(ASK, audit_id=uuid4())
+        store.put_back(proof, claimed(store, proof), [other], 0.0)
+        assert store.proof_items(proof)[0].asks == [other]
+        store.settle_item(proof, claimed(store, proof), ProofOutcome.LOCKED_OUT, "", [ASK])
+        assert store.proof_items(proof)[0].asks == [other, ASK]
 
     def test_moved_and_deleted(self, store: Any, workspace: str) -> None:
         """What is no longer under the connection comes without a blob."""

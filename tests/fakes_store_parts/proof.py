@@ -62,9 +62,9 @@ class ProofRoom(Rows):
         with self._transaction() as now:
             row = self._claimed(proof, item)
             if row is not None:
-                row.outcome, row.note, row.settled_at, row.version = outcome, note, now, item.version
+                row.outcome, row.note, row.settled_at = outcome, note, now
                 row.lease_until = None
-                row.asks += asks
+                _note(row, item, asks)
 
     def put_back(
         self, proof: Proof, item: DueItem, asks: Sequence[Ask], retry_seconds: float, *, counts: bool = True
@@ -72,9 +72,9 @@ class ProofRoom(Rows):
         with self._transaction() as now:
             row = self._claimed(proof, item)
             if row is not None:
-                row.due_at, row.lease_until, row.version = now + timedelta(seconds=retry_seconds), None, item.version
+                row.due_at, row.lease_until = now + timedelta(seconds=retry_seconds), None
                 row.attempts -= 0 if counts else 1
-                row.asks += asks
+                _note(row, item, asks)
 
     def proof_items(self, proof: Proof, *, after: str | None = None, limit: int = 500) -> Sequence[ProofItem]:
         with self._transaction():
@@ -151,3 +151,9 @@ def _due(item: ProofItemRow, secret: SecretRow, connection: Connection) -> DueIt
         is_deleted=secret.deleted_at is not None,
         attempts=item.attempts,
     )
+
+
+def _note(row: ProofItemRow, item: DueItem, asks: Sequence[Ask]) -> None:
+    """What was asked is of the version that is named."""
+    row.asks = [*(row.asks if row.version == item.version else []), *asks]
+    row.version = item.version

@@ -84,16 +84,18 @@ _SPEND = """
     SET check_ready_at = greatest(check_ready_at, now() - make_interval(secs => %(burst)s))
         + make_interval(secs => %(cost)s)
     WHERE workspace_id = %(workspace_id)s AND id = %(connection_id)s"""
-_SETTLE = """
+# What was asked is of the version that is named: of an earlier one it goes when that was rotated meanwhile.
+_ASKED = "asks = CASE WHEN version = %(version)s THEN asks ELSE '[]' END || %(asks)s"
+_SETTLE = f"""
     UPDATE lockout_proof_items
     SET outcome = %(outcome)s, note = %(note)s, version = %(version)s, settled_at = now(), lease_until = NULL,
-        asks = asks || %(asks)s
+        {_ASKED}
     WHERE workspace_id = %(workspace_id)s AND proof_id = %(id)s AND secret_id = %(secret_id)s
         AND outcome IS NULL AND attempts = %(attempts)s"""
-_PUT_BACK = """
+_PUT_BACK = f"""
     UPDATE lockout_proof_items
     SET due_at = now() + make_interval(secs => %(retry)s), lease_until = NULL, version = %(version)s,
-        attempts = attempts - CASE WHEN %(counts)s THEN 0 ELSE 1 END, asks = asks || %(asks)s
+        attempts = attempts - CASE WHEN %(counts)s THEN 0 ELSE 1 END, {_ASKED}
     WHERE workspace_id = %(workspace_id)s AND proof_id = %(id)s AND secret_id = %(secret_id)s
         AND outcome IS NULL AND attempts = %(attempts)s"""
 
