@@ -28,8 +28,9 @@ def main() -> int:
     parser.add_argument("url")
     given = parser.parse_args()
     headers = dict(line.split(": ", 1) for line in given.headers)
-    method = given.method or ("GET" if given.body is None else "POST")
-    answer = httpx.request(method, given.url, headers=headers, content=given.body, timeout=60, trust_env=False)
+    body = Path(given.body[1:]).read_bytes() if (given.body or "").startswith("@") else given.body
+    method = given.method or ("GET" if body is None else "POST")
+    answer = httpx.request(method, given.url, headers=headers, content=body, timeout=60, trust_env=False)
     if given.file is None:
         sys.stdout.write(answer.text)
     else:

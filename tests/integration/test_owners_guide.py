@@ -100,7 +100,8 @@ def test_every_command_runs(web: Web, tmp_path: Path, curl: str) -> None:
     assert connected["status"] == "current"
     reader.variables |= {"OLDER": connected["id"]}
     secret = live.store("github")
-    reader.variables |= {"SECRET": str(secret.secret_id), "VALUE": "another-value-of-it"}
+    reader.variables |= {"SECRET": str(secret.secret_id)}
+    (tmp_path / "value.json").write_text(json.dumps({"secret": "another-value-of-it"}))
     (coverage,) = reader.type("What is protected")
     assert (coverage["currentKey"], coverage["platform"]) == (1, 1)
 
@@ -135,6 +136,11 @@ def test_every_command_runs(web: Web, tmp_path: Path, curl: str) -> None:
     (ended,) = reader.type("Disconnecting")
     assert ended["status"] == "retired"
     assert reader.typed == blocks(GUIDE, "sh", "bash", "console")
+
+
+def test_no_value_is_an_argument() -> None:
+    """Every user of a machine can read the arguments of its commands."""
+    assert not re.search(r"-d [^@\n]*secret", GUIDE)
 
 
 def test_the_table_is_the_surface(web: Web) -> None:
