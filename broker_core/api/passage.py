@@ -173,8 +173,10 @@ def template(scope: Scope) -> str:
 
 
 def _inner(scope: Scope) -> Scope:
-    """The request as the routes know it: with the version in its path, and GET for HEAD."""
-    path, inner = scope["path"], dict(scope)
+    """The request as the routes know it: with the version in its path, and GET for HEAD. The path is taken as it came:
+    none of ours needs an escape, and one could hide what a server before us does not let through."""
+    path, inner = scope.get("raw_path", b"").decode("latin-1") or scope["path"], dict(scope)
+    inner["path"] = path
     if path.startswith("/api/") and path != OPENAPI and not path.startswith(f"{VERSION}/"):
         inner["path"] = VERSION + path.removeprefix("/api")
         inner.pop("raw_path", None)

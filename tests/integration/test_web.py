@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import pytest
@@ -362,6 +364,20 @@ class TestErrors:
     def test_no_pages(self, web: Web, path: str) -> None:
         """There are no documentation pages, and OpenAPI is at one path."""
         assert web._portal.call(web._send, "GET", path, {}, {}).status_code == 404
+
+    @pytest.mark.parametrize(
+        "path",
+        """/%6detrics /metrics%2f /metrics/ //metrics /./metrics /x/../metrics /METRICS /metrics;x /metrics%00
+        /api%2fv1%2fthings%2f1 /api/v1/%74hings/1 /api/v1//things/1 /api/v1/things/1/ /api/api/things/1
+        /api/v1/v1/things/1 /api//v1/things/1 /API/v1/things/1 /api/v1/x/../things/1 /things/1 /v1/things/1""".split(),
+    )
+    def test_other_spellings(self, things: Web, path: str) -> None:
+        """A path has one spelling: a server before us that keeps one away from the outside keeps all of it away."""
+        root = urlsplit(things.serve())
+        with socket.create_connection((root.hostname, root.port), timeout=20) as connection:
+            own = f"Host: b\r\nAuthorization: Bearer {things.token(role='admin')}\r\nConnection: close"
+            connection.sendall(f"GET {path} HTTP/1.1\r\n{own}\r\n\r\n".encode())
+            assert connection.recv(65_536).startswith(b"HTTP/1.1 404 ")
 
 
 class TestPassage:
