@@ -51,8 +51,7 @@ def _is_of_a_trail(path: Path) -> bool:
 def _read_file(path: Path) -> Iterator[dict[str, Any]]:
     try:
         with path.open("rb") as raw:
-            is_gzip = raw.read(2) == _GZIP
-            raw.seek(0)
+            is_gzip = raw.peek(2)[:2] == _GZIP  # looked at, not read: it may be a pipe
             yield from _records(_Bounded(cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if is_gzip else raw), path)
     except _TooLarge:
         raise _unreadable(path, "a record is larger than CloudTrail's are, or deeper") from None

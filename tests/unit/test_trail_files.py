@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,14 @@ def test_a_gzip_file_whatever_its_name(tmp_path: Path) -> None:
     (tmp_path / "download").write_bytes(gzip.compress(TEXT))
 
     assert list(read_trail([tmp_path / "download"])) == RECORDS
+
+
+def test_a_pipe(tmp_path: Path) -> None:
+    """As a shell's ``<(aws s3 cp …)`` gives one: it cannot be read from its beginning again."""
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit((tmp_path / "pipe").write_bytes, gzip.compress(TEXT))
+        assert list(read_trail([tmp_path / "pipe"])) == RECORDS
 
 
 def test_a_folder_as_cloudtrail_lays_it_out(tmp_path: Path) -> None:
