@@ -11,6 +11,7 @@ import psycopg
 import pytest
 
 from broker_core.adapters.store import Database, Store
+from broker_core.adapters.store.moves import _CLAIM
 from broker_core.adapters.store.sweep import _BUDGETS, _DUE_PROBES
 from broker_core.audit import Intent
 from broker_core.model import EventState, Purpose
@@ -73,6 +74,17 @@ def test_retiring_waits_for_a_failure_without_its_connection(store: Store, clean
         recording.execute("SELECT FROM byok_connections WHERE id = %s FOR NO KEY UPDATE NOWAIT", [older.id])
         recording.commit()
         retiring.result(timeout=60)
+
+
+def test_the_next_secret_of_a_re_encryption_comes_from_an_index(store: Store, clean_database: str) -> None:
+    """A claim sorts nothing: of 100,000 secrets each one's claim would sort all that are left."""
+    values = {"workspace_id": WORKSPACE, "id": uuid4(), "sources": [uuid4()], "lease": 60.0}
+    with psycopg.connect(plain(clean_database)) as connection:
+        for detour in ("seqscan", "bitmapscan", "sort"):
+            connection.execute(f"SET enable_{detour} = off")
+        plan = "\n".join(line for (line,) in connection.execute(f"EXPLAIN {_CLAIM}", values).fetchall())
+    assert "reencryption_items_due_idx" in plan
+    assert "Sort" not in plan
 
 
 class TestReconcile:

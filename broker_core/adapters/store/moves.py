@@ -80,7 +80,7 @@ _CLAIM = f"""
         JOIN reencryptions r ON r.workspace_id = i.workspace_id AND r.id = i.reencryption_id
         WHERE i.workspace_id = %(workspace_id)s AND i.reencryption_id = %(id)s AND i.outcome IS NULL
             AND i.due_at <= now() AND i.connection_id = ANY(%(sources)s) AND r.ended_at IS NULL
-        ORDER BY i.due_at, i.secret_id LIMIT 1 FOR UPDATE OF i SKIP LOCKED),
+        ORDER BY i.due_at LIMIT 1 FOR UPDATE OF i SKIP LOCKED),
     claimed AS (
         UPDATE reencryption_items u
         SET due_at = now() + make_interval(secs => %(lease)s), attempts = u.attempts + 1
