@@ -509,3 +509,22 @@ class TestCommand:
         ended = whole(live.environment, "--workspace", live.workspace, "--agent", AGENT, "--", "echo", "-n", "done")
         assert (ended.returncode, ended.stdout) == (0, "done")
         assert "nothing is bound to this caller" in ended.stderr
+
+
+if Path("/proc/self/environ").exists():  # elsewhere nobody but the kernel can be asked
+
+    def test_where_else_it_could_be_read(upstream: SampleUpstream, token_file: Path) -> None:
+        """No argument and no environment but the command's own has the value or the token; neither leaves a core."""
+        upstream.route(remote.PATH, answering({"TOKEN": VALUE}))
+        script = (
+            "import os, resource\n"
+            "def read(*path):\n    return open('/'.join(('/proc', *map(str, path))), 'rb').read()\n"
+            "parent, own = os.getppid(), os.getpid()\n"
+            "texts = [read(parent, 'cmdline'), read(parent, 'environ'), read(own, 'cmdline')]\n"
+            "print([os.environb[b'TOKEN'] in text or b'axr_' + b'tok' in text for text in texts])\n"
+            "limits = [line.split()[4] for line in read(parent, 'limits').splitlines() if b'core file' in line]\n"
+            "print(resource.getrlimit(resource.RLIMIT_CORE), limits)"
+        )
+        line = ["--agent", AGENT, "--server", upstream.url, "--token-file", str(token_file)]
+        ended = whole({}, *line, "--ca-file", str(upstream.ca_file), "--", *PYTHON, script)
+        assert ended.stdout.splitlines() == ["[False, False, False]", "(0, 0) [b'0']"], ended.stderr
