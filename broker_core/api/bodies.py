@@ -140,10 +140,11 @@ class StrictRoute(APIRoute):
         (gate,) = [each.call for each in self.dependant.dependencies if isinstance(each.call, Allow)]
         reads = self.body_field is not None
         parameters = {each.alias for each in self.dependant.query_params}
+        headers = {each.alias for each in self.dependant.header_params}
 
         async def strict(request: Request) -> Response:
             caller = await gate(request)
-            _check_parameters(request, parameters)
+            _check_parameters(request, parameters, headers)
             async with shares_of(request.app.state).held(caller.workspace_id):
                 if reads:
                     body = await whole(request)
@@ -153,11 +154,12 @@ class StrictRoute(APIRoute):
         return strict
 
 
-def _check_parameters(request: Request, known: set[str]) -> None:
+def _check_parameters(request: Request, known: set[str], headers: set[str]) -> None:
     """A misspelt filter would answer another question, and one that is there twice two of them. Raises Invalid, which
     repeats no name that the caller made up."""
     given = [name for name, _ in request.query_params.multi_items()]
     problems = {name: "give it once" for name in known if given.count(name) > 1}
+    problems |= {name: "give it once" for name in headers if len(request.headers.getlist(name)) > 1}
     if set(given) - known:
         problems["(another parameter)"] = "is no parameter of this request"
     if problems:

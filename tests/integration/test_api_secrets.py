@@ -167,6 +167,12 @@ class TestIdempotency:
         answer = create(web, key)
         assert (answer.status_code, list(answer.json()["fields"])) == (422, ["Idempotency-Key"])
 
+    def test_two_keys(self, web: Web) -> None:
+        """Which of the two would count is nobody's to guess: 422."""
+        keys = {"Idempotency-Key": "one", "idempotency-key": "two"}
+        answer = web.post("/broker-secrets", role="admin", headers=keys, json=body())
+        assert (answer.status_code, list(answer.json()["fields"])) == (422, ["Idempotency-Key"])
+
     def test_in_flight(self, web: Web, clean_database: str) -> None:
         """While the first is being served its repeat is a conflict, at once; then it is answered like the first."""
         with psycopg.connect(plain(clean_database)) as other, ThreadPoolExecutor(1) as pool:
