@@ -191,6 +191,7 @@ class Story:
                 self.sql("SELECT id FROM audit_log WHERE purpose = 'probe' AND outcome = 'ok'")
                 and self.sql("SELECT id FROM audit_log WHERE purpose = 'check' AND outcome = 'ok'")
             ),
+            deadline_seconds=60,
             every_seconds=0.1,
             what="a probe and a check",
         )
@@ -202,10 +203,16 @@ class Story:
             Fault("kms:Decrypt", context=("axiorank:secret", "bearer"), error="AccessDeniedException")
         )
         assert self.send("bearer")["error"] == "access_denied"
-        # due again at each look, else in a minute: a check that was under way may write its time after ours
-        due = "UPDATE broker_secrets SET checked_at = NULL WHERE name = 'bearer' RETURNING id"
+        # due again at each look, else in minutes: a check that was under way may write its time after ours, and one
+        # that found the key's slots taken by a probe waits for the end of its lease
+        due = "UPDATE broker_secrets SET checked_at = NULL, check_lease_until = NULL WHERE name = 'bearer' RETURNING id"
         refused = "SELECT id FROM audit_log WHERE purpose = 'check' AND outcome = 'refused'"
-        wait_until(lambda: self.sql(due) and self.sql(refused), every_seconds=0.1, what="a check that is refused")
+        wait_until(
+            lambda: self.sql(due) and self.sql(refused),
+            deadline_seconds=60,
+            every_seconds=0.1,
+            what="a check that is refused",
+        )
         self.stack.aws.faults.remove(refusing)
         self.customer.remove_role_from_key_policy()
         assert self.send("bearer")["error"] == "access_denied"
