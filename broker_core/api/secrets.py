@@ -36,7 +36,8 @@ IdempotencyKey = Annotated[
         alias="Idempotency-Key",
         pattern=r"^[\x21-\x7e]{1,255}$",
         description="Makes it safe to send a request again: a repeat is answered like the first time, another body"
-        " under the same key is refused (422), and so is a repeat while the first is being served (409).",
+        " under the same key is refused (422), and so is a repeat while the first is being served (409). Another value"
+        " is noticed as long as the first one waits to be stored; nothing is kept by which it could be told later.",
     ),
 ]
 _REPLAYED: dict[int | str, dict[str, Any]] = {
