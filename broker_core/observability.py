@@ -89,7 +89,8 @@ def configure_logging(stream: TextIO, level: int | str = logging.INFO) -> None:
 
 
 def install_exception_hooks() -> None:
-    """Write what nobody caught, in any thread, as a log line without its text, instead of Python's traceback."""
+    """Write what nobody caught, in any thread, and what nobody could (it was raised where an object is thrown away), as
+    a log line without its text, instead of Python's traceback."""
 
     def write(error: BaseException | None) -> None:
         if error is not None and not isinstance(error, KeyboardInterrupt | SystemExit):
@@ -97,6 +98,7 @@ def install_exception_hooks() -> None:
 
     sys.excepthook = lambda _, error, __: write(error)
     threading.excepthook = lambda hooked: write(hooked.exc_value)
+    sys.unraisablehook = lambda hooked: write(hooked.exc_value)
 
 
 # ---------------------------------------------------------------- structlog processors

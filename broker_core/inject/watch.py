@@ -1,7 +1,7 @@
 """Wiping when the time is up, although nobody asks for the next chunk any more (INV-4).
 
 A caller may stop reading a stream and keep it. One thread for all streams of an Injector looks at them every second; it
-is there only while there are any. Imports nothing of ours.
+is there only while there are any, and what goes wrong with one ends it for none. Of ours it imports telemetry only.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import threading
 from typing import Protocol
 from weakref import WeakSet
+
+from broker_core import telemetry
 
 
 class Watched(Protocol):
@@ -47,7 +49,7 @@ class Watch:
         with self._lock:
             watched = list(self._watched)
         for one in watched:
-            one.expire()
+            _expire(one)
 
     def _run(self) -> None:
         while self._is_needed():
@@ -59,3 +61,10 @@ class Watch:
             if not self._watched:
                 self._thread = None
             return self._thread is not None
+
+
+def _expire(one: Watched) -> None:
+    try:
+        one.expire()
+    except Exception as error:  # noqa: BLE001 - of any kind: the next stream's time is up too
+        telemetry.log().error("inject.watch_failed", exception=telemetry.shape_of(error))

@@ -380,6 +380,25 @@ class TestTime:
 
         wait_until(lambda: watch._thread is None)
 
+    def test_the_watch_outlives_a_fault(self) -> None:
+        """What goes wrong with one stream keeps no other from being wiped in time."""
+
+        class Faulty:
+            looks = 0
+
+            def expire(self) -> None:
+                self.looks += 1
+                raise RuntimeError("sentinel-5a1c77")
+
+        watch, both = Watch(3600), (Faulty(), Faulty())
+        for one in both:
+            watch.add(one)
+        with capture_logs() as lines:
+            watch.look()
+        assert [one.looks for one in both] == [1, 1]
+        assert [line["event"] for line in lines] == ["inject.watch_failed"] * 2
+        assert "sentinel-5a1c77" not in str(lines)
+
     def test_no_time_left_for_the_key(self, broker: Broker) -> None:
         """The key has the time of a whole answer, not that of a stream."""
         connect = broker.upstream.connect

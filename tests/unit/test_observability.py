@@ -42,7 +42,7 @@ class Written:
 def written() -> Iterator[Written]:
     """Logging as a process has it, put back afterwards."""
     root, levels = logging.getLogger(), {name: logging.getLogger(name).level for name in observability.FLOORS}
-    handlers, level, hooks = root.handlers[:], root.level, (sys.excepthook, threading.excepthook)
+    handlers, level = root.handlers[:], root.level
     each = Written()
     configure_logging(each.stream, "DEBUG")
     yield each
@@ -50,7 +50,6 @@ def written() -> Iterator[Written]:
     root.setLevel(level)
     for name, before in levels.items():
         logging.getLogger(name).setLevel(before)
-    sys.excepthook, threading.excepthook = hooks
     structlog.reset_defaults()
     structlog.contextvars.clear_contextvars()
 
@@ -131,6 +130,18 @@ class TestExceptions:
         sys.excepthook(ValueError, ValueError(SENTINEL), None)
         assert [line["event"] for line in written.lines()] == ["process.uncaught"] * 2
         assert SENTINEL not in written.stream.getvalue()
+
+    def test_nobody_could_catch_it(self, written: Written, capfd: pytest.CaptureFixture[str]) -> None:
+        """What an object raises when it is thrown away is such a line too: Python would print its text."""
+        install_exception_hooks()
+
+        class Thrown:
+            def __del__(self) -> None:
+                raise ValueError(SENTINEL)
+
+        Thrown()
+        assert [line["event"] for line in written.lines()] == ["process.uncaught"]
+        assert SENTINEL not in written.stream.getvalue() + capfd.readouterr().err
 
 
 class TestLibraries:
