@@ -876,7 +876,7 @@ class ProofStore(Protocol):
         """One by its id, or the newest. Raises NotFound."""
 
     def running_proofs(self, limit: int) -> Sequence[Proof]:
-        """Of all workspaces, oldest first."""
+        """Of all workspaces, each as likely as any other: so none waits for those that take long."""
 
     def claim_item(self, proof: Proof, per_second: float, lease_seconds: float) -> DueItem | None:
         """Claim the next due secret of a running proof within the connection's budget of calls (two for each); None

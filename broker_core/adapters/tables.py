@@ -439,6 +439,13 @@ Index(
     lockout_proof_items.c.due_at,
     postgresql_where=text("outcome IS NULL"),
 )
+Index(
+    "lockout_proof_items_leased_idx",
+    lockout_proof_items.c.workspace_id,
+    lockout_proof_items.c.proof_id,
+    lockout_proof_items.c.lease_until,
+    postgresql_where=text("lease_until IS NOT NULL"),
+)
 Index("lockout_proof_items_name_idx", lockout_proof_items.c.proof_id, lockout_proof_items.c.name)
 
 #: re-encryptions: at most one runs in a workspace. No ``from_connection_id``: from every older connection.

@@ -55,6 +55,8 @@ CREATE TABLE lockout_proof_items (
     CONSTRAINT lockout_proof_items_settled_check CHECK ((outcome IS NULL) = (settled_at IS NULL))
 );
 CREATE INDEX lockout_proof_items_due_idx ON lockout_proof_items (proof_id, due_at) WHERE outcome IS NULL;
+CREATE INDEX lockout_proof_items_leased_idx ON lockout_proof_items (workspace_id, proof_id, lease_until) WHERE
+    lease_until IS NOT NULL;
 CREATE INDEX lockout_proof_items_name_idx ON lockout_proof_items (proof_id, name);
 """
 

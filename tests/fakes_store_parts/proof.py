@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -41,7 +42,7 @@ class ProofRoom(Rows):
     def running_proofs(self, limit: int) -> Sequence[Proof]:
         with self._transaction():
             running = [row for row in self._proofs.values() if row.ended_at is None]
-            return [row.snapshot() for row in sorted(running, key=lambda row: row.started_at)[:limit]]
+            return [row.snapshot() for row in random.sample(running, min(limit, len(running)))]
 
     def claim_item(self, proof: Proof, per_second: float, lease_seconds: float) -> DueItem | None:
         with self._transaction() as now:

@@ -11,7 +11,8 @@ import psycopg
 import pytest
 
 from broker_core.adapters.store import Database, Store
-from broker_core.adapters.store.moves import _CLAIM
+from broker_core.adapters.store.moves import _CLAIM as _CLAIM_MOVE
+from broker_core.adapters.store.proof import _CLAIM as _CLAIM_ITEM
 from broker_core.adapters.store.sweep import _BUDGETS, _DUE_PROBES
 from broker_core.audit import Intent
 from broker_core.model import EventState, Purpose
@@ -76,14 +77,24 @@ def test_retiring_waits_for_a_failure_without_its_connection(store: Store, clean
         retiring.result(timeout=60)
 
 
-def test_the_next_secret_of_a_re_encryption_comes_from_an_index(store: Store, clean_database: str) -> None:
-    """A claim sorts nothing: of 100,000 secrets each one's claim would sort all that are left."""
-    values = {"workspace_id": WORKSPACE, "id": uuid4(), "sources": [uuid4()], "lease": 60.0}
+@pytest.mark.parametrize(
+    ("claim", "indexes"),
+    [
+        (_CLAIM_MOVE, {"reencryption_items_due_idx"}),
+        (_CLAIM_ITEM, {"lockout_proof_items_due_idx", "lockout_proof_items_leased_idx"}),
+    ],
+    ids=["re-encryption", "proof"],
+)
+def test_the_next_secret_comes_from_an_index(store: Store, clean_database: str, claim: str, indexes: set[str]) -> None:
+    """A claim sorts nothing, and looks through nothing: of 100,000 secrets each one's claim would meet all that are
+    left."""
+    values = {"workspace_id": WORKSPACE, "id": uuid4(), "lease": 60.0}
+    values |= {"sources": [uuid4()], "connection_id": uuid4()}
     with psycopg.connect(plain(clean_database)) as connection:
         for detour in ("seqscan", "bitmapscan", "sort"):
             connection.execute(f"SET enable_{detour} = off")
-        plan = "\n".join(line for (line,) in connection.execute(f"EXPLAIN {_CLAIM}", values).fetchall())
-    assert "reencryption_items_due_idx" in plan
+        plan = "\n".join(line for (line,) in connection.execute(f"EXPLAIN {claim}", values).fetchall())
+    assert indexes <= set(plan.split())
     assert "Sort" not in plan
 
 

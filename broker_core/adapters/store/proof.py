@@ -42,41 +42,44 @@ _ENLIST = """
     WHERE s.workspace_id = %(workspace_id)s AND s.connection_id = %(connection_id)s
     RETURNING secret_id"""
 
-_COLUMNS = f"""p.id, p.asked_by, p.started_at, p.ended_at, p.is_locked_out, p.document, {CONNECTION_COLUMNS},
-    (SELECT count(*) FROM lockout_proof_items i WHERE i.workspace_id = p.workspace_id AND i.proof_id = p.id) AS total,
-    (SELECT count(i.outcome) FROM lockout_proof_items i WHERE i.workspace_id = p.workspace_id AND i.proof_id = p.id)
-        AS done"""
-_PROOF = f"""
-    SELECT {_COLUMNS}
-    FROM lockout_proofs p JOIN byok_connections c ON c.workspace_id = p.workspace_id AND c.id = p.connection_id
+_PROGRESS = f"""
+    SELECT p.id, p.asked_by, p.started_at, p.ended_at, p.is_locked_out, p.document, {CONNECTION_COLUMNS}, n.total,
+        n.done
+    FROM {{proofs}} p
+    JOIN byok_connections c ON c.workspace_id = p.workspace_id AND c.id = p.connection_id
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS total, count(i.outcome) AS done
+        FROM lockout_proof_items i WHERE i.workspace_id = p.workspace_id AND i.proof_id = p.id) n"""
+_PROOF = f"""{_PROGRESS.format(proofs="lockout_proofs")}
     WHERE p.workspace_id = %(workspace_id)s AND (%(id)s::uuid IS NULL OR p.id = %(id)s)
     ORDER BY p.started_at DESC, p.id DESC LIMIT 1"""
-_RUNNING = f"""
-    SELECT {_COLUMNS}
-    FROM lockout_proofs p JOIN byok_connections c ON c.workspace_id = p.workspace_id AND c.id = p.connection_id
-    WHERE p.ended_at IS NULL ORDER BY p.started_at, p.id LIMIT %(limit)s"""
+# By chance: one may run for hours, and must keep no other from its turn.
+_RUNNING = _PROGRESS.format(
+    proofs="(SELECT * FROM lockout_proofs WHERE ended_at IS NULL ORDER BY random() LIMIT %(limit)s)"
+)
 
 _MAY_ASK = """
     SELECT c.id FROM byok_connections c
     WHERE c.workspace_id = %(workspace_id)s AND c.id = %(connection_id)s
         AND c.check_ready_at <= now() - make_interval(secs => %(cost)s)
     FOR NO KEY UPDATE SKIP LOCKED"""
+# Read off two indexes, whatever the statistics say: the last lease, and what is due longest. What is due at the same
+# time is in no order, since a second key would have each claim sort all that are left.
 _CLAIM = """
     UPDATE lockout_proof_items u
     SET lease_until = now() + make_interval(secs => %(lease)s), attempts = u.attempts + 1
     FROM broker_secrets s
     WHERE u.workspace_id = %(workspace_id)s AND u.proof_id = %(id)s
         AND s.workspace_id = u.workspace_id AND s.id = u.secret_id
-        AND NOT EXISTS (
-            SELECT FROM lockout_proof_items o
-            WHERE o.workspace_id = %(workspace_id)s AND o.proof_id = %(id)s AND o.outcome IS NULL
-                AND o.lease_until > now())
+        AND coalesce((
+            SELECT max(o.lease_until) FROM lockout_proof_items o
+            WHERE o.workspace_id = %(workspace_id)s AND o.proof_id = %(id)s), '-infinity') <= now()
         AND u.secret_id = (
             SELECT i.secret_id FROM lockout_proof_items i
             JOIN lockout_proofs p ON p.workspace_id = i.workspace_id AND p.id = i.proof_id
             WHERE i.workspace_id = %(workspace_id)s AND i.proof_id = %(id)s AND i.outcome IS NULL
                 AND i.due_at <= now() AND p.ended_at IS NULL
-            ORDER BY i.due_at, i.secret_id LIMIT 1)
+            ORDER BY i.due_at LIMIT 1)
     RETURNING u.secret_id, u.name, u.version AS listed_version, u.attempts, s.version, s.cipher, s.blob,
         s.deleted_at IS NOT NULL AS is_deleted, s.connection_id = %(connection_id)s AS is_here"""
 _SPEND = """
