@@ -345,6 +345,11 @@ class TestGuesses:
         """In any form, also one that is only partly encoded."""
         assert Redactor([("db", b"plain-value")]).finds_in(b"q=" + text)
 
+    @pytest.mark.parametrize("form", sorted(forms(VALUE)))
+    def test_finds_every_form(self, form: bytes) -> None:
+        """Whatever is masked in an answer is found in a request."""
+        assert Redactor([("db", VALUE)]).finds_in(b"q: " + form + b".")
+
     def test_does_not_find_what_is_not_there(self) -> None:
         """A part of the value is not the value."""
         assert not Redactor([("db", VALUE)]).finds_in(VALUE[:-1])
