@@ -89,7 +89,7 @@ class Reports:
 
     def drill(self, workspace_id: str, connection_id: UUID | None = None, limit: int = 200) -> tuple[datetime, Drilled]:
         """Since when was looked, and what a revocation now would affect: everything under one connection, or under any.
-        Raises NotFound, Unavailable."""
+        Raises NotFound (workspace, connection), Unavailable."""
         since = self._clock.now() - PERIOD
         return since, self._store.drill(workspace_id, connection_id, since, limit)
 

@@ -88,7 +88,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def hooks_put_back() -> Iterator[None]:
-    """A command that a test runs here sets the process's exception hooks: pytest's own, which fail a test, come back."""
+    """A command that a test runs here sets the process's exception hooks: pytest's own, which fail tests, come back."""
     before = sys.excepthook, threading.excepthook, sys.unraisablehook
     yield
     sys.excepthook, threading.excepthook, sys.unraisablehook = before

@@ -8,7 +8,6 @@ from uuid import UUID
 import click
 
 from broker_core.cli.common import app, exit_codes, show
-from broker_core.errors import NotFound
 from broker_core.ports import Cover, DrilledSecret
 from broker_core.reports import WHAT_TO_DO, WHY, PlacedSecret
 from broker_core.revocation import not_stopped, ways
@@ -57,8 +56,6 @@ def drill(workspace: str, connection: UUID | None, limit: int) -> None:
     AWS is not asked and nothing changes. Prints JSON, as POST /byok/drill answers; the most used secrets come first.
     """
     with exit_codes(), app("axiorank-broker-cli") as broker:
-        if connection is not None and all(view.id != connection for view in broker.byok.connections(workspace)):
-            raise NotFound("no such connection")
         since, drilled = broker.reports.drill(workspace, connection, limit)
         show(
             {

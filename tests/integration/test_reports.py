@@ -174,6 +174,13 @@ def test_a_drill_of_one_connection(live: Live) -> None:
     assert [one.name for one in drilled.most_used] == ["old"]
 
 
+def test_a_drill_of_a_connection_that_is_not_theirs(live: Live) -> None:
+    """Another tenant's id answers like one that does not exist, whichever way in asks."""
+    live.connect(live.customer())
+    with pytest.raises(NotFound):
+        live.app.reports.drill(live.workspace, uuid4())
+
+
 def test_a_use_of_eight_days_ago_is_not_counted(live: Live) -> None:
     """The period is seven days."""
     live.connect(live.customer())

@@ -11,7 +11,8 @@ from typing import Any
 
 from broker_core.adapters.store.database import Database
 from broker_core.adapters.store.rows import CONNECTION_COLUMNS, CUSTOMER_SIDE, setting_from, steps_from, steps_json
-from broker_core.errors import Conflict, KeyState, NotFound
+from broker_core.adapters.store.shared import no_workspace
+from broker_core.errors import Conflict, KeyState
 from broker_core.model import (
     Blob,
     Connection,
@@ -138,7 +139,7 @@ class ByokSql:
         with self._database.transaction("delete_workspace") as transaction:
             (found,) = transaction.batch((_LOCK, values))
             if not found:
-                raise _no_workspace()
+                raise no_workspace()
             _, _, ended, _, _ = transaction.commit(*((sql, values) for sql in _DELETE_WORKSPACE))
         return [row.claim_id for row in ended]
 
@@ -148,7 +149,7 @@ class ByokSql:
         with self._database.transaction("add_pending") as transaction:
             (found,) = transaction.batch((_LOCK, values))
             if not found:
-                raise _no_workspace()
+                raise no_workspace()
             (owned,) = transaction.batch((_OWN_EXTERNAL_ID, values))
             if not owned:
                 raise Conflict("this external id cannot be used; choose another")
@@ -186,7 +187,7 @@ class ByokSql:
         with self._database.transaction("disconnect") as transaction:
             (found,) = transaction.batch((_LOCK, values))
             if not found:
-                raise _no_workspace()
+                raise no_workspace()
             if found[0].connection_id is None:
                 raise Conflict("BYOK is not connected")
             transaction.commit((_RETIRE, values), (_POINT, values))
@@ -202,7 +203,7 @@ class ByokSql:
     def _workspace(self, workspace_id: str) -> Any:
         rows = self._database.run("setting", _SETTING, {"workspace_id": workspace_id})
         if not rows:
-            raise _no_workspace()
+            raise no_workspace()
         return rows[0]
 
 
@@ -256,7 +257,3 @@ def _values(connection: Connection) -> dict[str, Any]:
         "external_id": connection.external_id,
         "key_arn": connection.key_arn,
     }
-
-
-def _no_workspace() -> NotFound:
-    return NotFound("no such workspace; the platform creates workspaces")

@@ -19,6 +19,7 @@ from broker_core.adapters.store.rows import (
     result_values,
     setting_from,
 )
+from broker_core.adapters.store.shared import CLOSE_SECRET_FAILURES
 from broker_core.audit import Outcome, Result
 from broker_core.model import Blob, EventState, EventType
 from broker_core.ports import Attempt, Housekeeping, Ring
@@ -83,9 +84,6 @@ _END_EVENT = f"""
         RETURNING *),
     {TELL_LOST}
     SELECT id FROM ended"""
-_CLOSE_FAILURES = """
-    UPDATE decrypt_failures SET ended_at = now()
-    WHERE workspace_id = %(workspace_id)s AND secret_id = %(secret_id)s AND ended_at IS NULL"""
 _END_AUDIT = """
     UPDATE audit_log SET outcome = %(outcome)s, code = %(code)s, aws_code = %(aws_code)s,
         cipher = coalesce(%(cipher)s, cipher), session_name = %(session_name)s,
@@ -189,7 +187,7 @@ def _writes(attempt: Attempt, values: dict[str, Any], state: EventState) -> list
     ended = values | {"state": state.value, "reason": None}
     writes: list[Statement] = []
     if state is EventState.STORED:
-        writes += [(_STORE_BLOB, values), (_CLOSE_FAILURES, values)]
+        writes += [(_STORE_BLOB, values), (CLOSE_SECRET_FAILURES, values)]
     return [*writes, *_fields(attempt, values), (_END_EVENT, ended), (_END_AUDIT, values)]
 
 

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from broker_core.adapters.store.database import Database, Row, Taken, Transaction
 from broker_core.adapters.store.rows import EVENT_COLUMNS, event_from, injection_from, injection_values, new_id
+from broker_core.adapters.store.shared import CLOSE_SECRET_FAILURES, no_workspace
 from broker_core.errors import Conflict, NotFound, RateLimited
 from broker_core.injection import Injection
 from broker_core.model import Event, EventType
@@ -69,9 +70,6 @@ _END_WAITING = """
     UPDATE secret_events SET state = 'deleted', reason = 'secret_deleted', claim_key = NULL, ended_at = now()
     WHERE workspace_id = %(workspace_id)s AND secret_id = %(secret_id)s AND ended_at IS NULL
     RETURNING claim_id"""
-_CLOSE_FAILURES = """
-    UPDATE decrypt_failures SET ended_at = now()
-    WHERE workspace_id = %(workspace_id)s AND secret_id = %(secret_id)s AND ended_at IS NULL"""
 
 _INJECTION_OF = """
     SELECT s.injection_kind, s.binding_key, s.target_host, s.mcp_server_id, s.agent_id
@@ -94,7 +92,7 @@ class IntakeSql:
         """See ``ports.IntakeStore``."""
         rows = self._database.run("injection_of", _INJECTION_OF, {"workspace_id": workspace_id, "name": name})
         if not rows:
-            raise _no_workspace()
+            raise no_workspace()
         return injection_from(rows[0])
 
     def accept(self, draft: Draft) -> Accepted:
@@ -115,7 +113,7 @@ class IntakeSql:
                 *((sql, values) for sql in (_LOCK_WORKSPACE, _MAKE_SECRET, _LOCK_SECRET, _SAME_EVENT, _WAITING))
             )
             if not workspace:
-                raise _no_workspace()
+                raise no_workspace()
             if same:
                 return Accepted(event_from(same[0]), is_new=False, claim_key=same[0].claim_key)
             if draft.claim_key is not None and waiting[0].events >= draft.most_waiting:
@@ -174,7 +172,7 @@ def _delete(transaction: Transaction, values: dict[str, Any], highest_version: i
     ended, _, _, rows = transaction.commit(
         (_END_WAITING, values),
         (_TOMBSTONE, values),
-        (_CLOSE_FAILURES, values),
+        (CLOSE_SECRET_FAILURES, values),
         (_ADD_EVENT, values | {"state": "deleted"}),
     )
     return Accepted(event_from(rows[0]), is_new=True, released_claims=tuple(row.claim_id for row in ended))
@@ -202,7 +200,3 @@ def _values(draft: Draft) -> dict[str, Any]:
 def _too_many_wait(most: int) -> RateLimited:
     # what waits because a customer's key refuses it is tried again in minutes; the rest is taken in within seconds
     return RateLimited(f"{most} values of this workspace wait to be stored already; let them be stored first", 30)
-
-
-def _no_workspace() -> NotFound:
-    return NotFound("no such workspace; the platform creates workspaces")

@@ -15,13 +15,11 @@ from uuid import UUID
 
 from broker_core.adapters.store.database import Database, Taken
 from broker_core.adapters.store.rows import CONNECTION_COLUMNS, result_values, setting_from
+from broker_core.adapters.store.shared import BURST_SECONDS, CLOSE_SECRET_FAILURES, SPEND, no_workspace
 from broker_core.audit import Intent, Result
 from broker_core.errors import Conflict, KeyState, NotFound
 from broker_core.model import Blob, CipherName, Connection
 from broker_core.ports import DueMove, MoveOutcome, Reencryption, Stuck
-
-#: what a connection may save up of its budget of calls, while nobody asks
-_BURST_SECONDS = 2.0
 
 _WORKSPACE = """
     SELECT connection_id FROM workspaces WHERE id = %(workspace_id)s AND deleted_at IS NULL FOR SHARE"""
@@ -95,11 +93,6 @@ _CLAIM = f"""
     JOIN broker_secrets s ON s.workspace_id = k.workspace_id AND s.id = k.secret_id
     JOIN byok_connections c ON c.workspace_id = k.workspace_id AND c.id = w.connection_id
     JOIN byok_connections o ON o.workspace_id = k.workspace_id AND o.id = k.connection_id"""
-_SPEND = """
-    UPDATE byok_connections
-    SET check_ready_at = greatest(check_ready_at, now() - make_interval(secs => %(burst)s))
-        + make_interval(secs => %(cost)s)
-    WHERE workspace_id = %(workspace_id)s AND id = ANY(%(spenders)s)"""
 
 _LOCK_SETTING = """
     SELECT setting_version, plan FROM workspaces WHERE id = %(workspace_id)s FOR SHARE"""
@@ -116,9 +109,6 @@ _STORE_BLOB = """
     SET blob = %(blob)s, cipher = %(cipher)s, connection_id = %(current_id)s, checked_at = now(),
         check_lease_until = NULL
     WHERE workspace_id = %(workspace_id)s AND id = %(secret_id)s"""
-_CLOSE_FAILURES = """
-    UPDATE decrypt_failures SET ended_at = now()
-    WHERE workspace_id = %(workspace_id)s AND secret_id = %(secret_id)s AND ended_at IS NULL"""
 _END_AUDIT = """
     UPDATE audit_log SET outcome = %(outcome)s, code = %(code)s, aws_code = %(aws_code)s, cipher = %(cipher)s,
         session_name = %(session_name)s, assume_request_id = %(assume_request_id)s,
@@ -212,7 +202,7 @@ class MoveSql:
     def claim_move(self, move: Reencryption, per_second: float, lease_seconds: float) -> DueMove | None:
         """See ``ports.MoveStore``."""
         cost = 1 / per_second
-        values = _values(move) | {"cost": cost, "burst": max(_BURST_SECONDS, cost), "lease": lease_seconds}
+        values = _values(move) | {"cost": cost, "burst": max(BURST_SECONDS, cost), "lease": lease_seconds}
         with self._database.transaction("claim_move") as transaction:
             (ready,) = transaction.batch((_READY, values))
             current = [row.id for row in ready if row.is_current]
@@ -222,7 +212,7 @@ class MoveSql:
             (claimed,) = transaction.batch((_CLAIM, values | {"sources": sources}))
             if not claimed:
                 return None
-            transaction.commit((_SPEND, values | {"spenders": [*current, claimed[0].source_id]}))
+            transaction.commit((SPEND, values | {"spent": cost, "spenders": [*current, claimed[0].source_id]}))
         return _due_from(claimed[0])
 
     def keep_move(self, move: Reencryption, due: DueMove, blob: Blob, intent: Intent, result: Result) -> bool | None:
@@ -244,7 +234,9 @@ class MoveSql:
                 transaction.commit((_SETTLE, overtaken), (_END_AUDIT, overtaken))
                 return False
             moved = values | {"item_outcome": MoveOutcome.MOVED.value}
-            transaction.commit((_STORE_BLOB, moved), (_SETTLE, moved), (_CLOSE_FAILURES, moved), (_END_AUDIT, moved))
+            transaction.commit(
+                (_STORE_BLOB, moved), (_SETTLE, moved), (CLOSE_SECRET_FAILURES, moved), (_END_AUDIT, moved)
+            )
             return True
 
     def settle_move(
@@ -283,7 +275,7 @@ class MoveSql:
         with self._database.transaction("retire") as transaction:
             workspaces, found = transaction.batch((_LOCK_WORKSPACE, values), (_NEEDED, values))
             if not workspaces:
-                raise NotFound("no such workspace; the platform creates workspaces")
+                raise no_workspace()
             if not found:
                 raise NotFound("no such connection")
             if found[0].status in _NOT_RETIRED:
@@ -297,7 +289,7 @@ class MoveSql:
 
 def _check_source(values: Mapping[str, Any], workspaces: Sequence[Any], sources: Sequence[Any]) -> None:
     if not workspaces:
-        raise NotFound("no such workspace; the platform creates workspaces")
+        raise no_workspace()
     if workspaces[0].connection_id is None:
         raise Conflict("BYOK is not connected, so there is no key to move to")
     if values["from_connection_id"] is None:

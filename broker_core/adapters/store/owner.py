@@ -14,6 +14,7 @@ from uuid import UUID
 from broker_core.adapters.store.database import Database
 from broker_core.adapters.store.inject import INTENT_COLUMNS
 from broker_core.adapters.store.rows import CONNECTION_COLUMNS, CUSTOMER_SIDE, connection_from, injection_from
+from broker_core.adapters.store.shared import check_workspace
 from broker_core.audit import Intent, Outcome, Result
 from broker_core.errors import KeyState, NotFound, Receipt
 from broker_core.model import Blob, CipherName, FoundBy, Purpose, SecretStatus
@@ -28,7 +29,6 @@ STATUS = """
         WHEN healed_unchecked THEN 'rechecking'
         ELSE 'active' END"""
 
-_WORKSPACE = "SELECT id FROM workspaces WHERE id = %(workspace_id)s AND deleted_at IS NULL"
 # ``newest`` is the event with the highest version above the blob's: what became of it says whether the value is on its
 # way or lost. ``failure``: what blames the customer before what does not, the connection's before the secret's own.
 _FACTS = f"""
@@ -112,8 +112,7 @@ class OwnerSql:
         status: SecretStatus | None = None,
     ) -> Sequence[SecretView]:
         """See ``ports.OwnerStore``."""
-        if not self._database.run("workspace", _WORKSPACE, {"workspace_id": workspace_id}):
-            raise NotFound("no such workspace; the platform creates workspaces")
+        check_workspace(self._database, workspace_id)
         values = {"workspace_id": workspace_id, "after": after, "limit": limit, "status": status and status.value}
         return [_view_from(row) for row in self._database.run("secrets", _SECRETS, values)]
 

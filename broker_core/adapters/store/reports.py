@@ -9,6 +9,7 @@ from uuid import UUID
 
 from broker_core.adapters.store.database import Database
 from broker_core.adapters.store.rows import ROTATION_DUE, injection_from
+from broker_core.adapters.store.shared import check_workspace, no_workspace
 from broker_core.errors import NotFound
 from broker_core.ports import Cover, CoveredSecret, Drilled, DrilledSecret, OverdueSecret
 
@@ -32,8 +33,8 @@ _COUNTS = f"SELECT cover, count(id) AS secrets FROM ({_COVERS}) covers GROUP BY 
 _ITEMS = f"""
     SELECT * FROM ({_COVERS}) covers
     WHERE cover = %(cover)s AND (%(after)s::uuid IS NULL OR id > %(after)s) ORDER BY id LIMIT %(limit)s"""
-_WORKSPACE = "SELECT id FROM workspaces WHERE id = %(workspace_id)s AND deleted_at IS NULL"
 
+_CONNECTION = "SELECT id FROM byok_connections WHERE workspace_id = %(workspace_id)s AND id = %(connection_id)s"
 # Ids of the audit log are in order of time, so its index by workspace finds the period's rows at its end.
 _DRILL = """
     WITH chosen AS (
@@ -71,14 +72,14 @@ class ReportSql:
         """See ``ports.ReportStore``."""
         rows = self._database.run("coverage", _COUNTS, {"workspace_id": workspace_id})
         if not rows:
-            raise _no_workspace()
+            raise no_workspace()
         return dict.fromkeys(Cover, 0) | {Cover(row.cover): row.secrets for row in rows if row.cover}
 
     def covered(
         self, workspace_id: str, cover: Cover, *, after: UUID | None = None, limit: int = 50
     ) -> Sequence[CoveredSecret]:
         """See ``ports.ReportStore``."""
-        self._check(workspace_id)
+        check_workspace(self._database, workspace_id)
         values = {"workspace_id": workspace_id, "cover": cover.value, "after": after, "limit": limit}
         return [
             CoveredSecret(row.id, row.name, row.version, row.connection_id, row.held_until)
@@ -87,7 +88,7 @@ class ReportSql:
 
     def drill(self, workspace_id: str, connection_id: UUID | None, since: datetime, limit: int) -> Drilled:
         """See ``ports.ReportStore``."""
-        self._check(workspace_id)
+        check_workspace(self._database, workspace_id)
         values = {
             "workspace_id": workspace_id,
             "connection_id": connection_id,
@@ -95,6 +96,8 @@ class ReportSql:
             "first_id": _first_id(since),
             "limit": limit,
         }
+        if connection_id is not None and not self._database.run("connection", _CONNECTION, values):
+            raise NotFound("no such connection")
         rows = self._database.run("drill", _DRILL, values)
         if not rows:
             return Drilled(0, 0, 0, ())
@@ -103,7 +106,7 @@ class ReportSql:
 
     def overdue(self, workspace_id: str, *, after: UUID | None = None, limit: int = 50) -> Sequence[OverdueSecret]:
         """See ``ports.ReportStore``."""
-        self._check(workspace_id)
+        check_workspace(self._database, workspace_id)
         rows = self._database.run("overdue", _OVERDUE, {"workspace_id": workspace_id, "after": after, "limit": limit})
         return [
             OverdueSecret(
@@ -117,10 +120,6 @@ class ReportSql:
             )
             for row in rows
         ]
-
-    def _check(self, workspace_id: str) -> None:
-        if not self._database.run("workspace", _WORKSPACE, {"workspace_id": workspace_id}):
-            raise _no_workspace()
 
 
 def _first_id(moment: datetime) -> UUID:
@@ -139,7 +138,3 @@ def _drilled(row: Any) -> DrilledSecret:
         callers=[(agent, server) for agent, server in row.callers or ()],
         last_used_at=row.last_used_at,
     )
-
-
-def _no_workspace() -> NotFound:
-    return NotFound("no such workspace; the platform creates workspaces")

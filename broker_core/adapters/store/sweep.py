@@ -13,6 +13,7 @@ from uuid import UUID
 from broker_core.adapters.store.database import Database
 from broker_core.adapters.store.notices import TELL_FAILING, TELL_RECOVERED
 from broker_core.adapters.store.rows import CONNECTION_COLUMNS, CUSTOMER_SIDE, connection_from, new_id, steps_json
+from broker_core.adapters.store.shared import BURST_SECONDS, SPEND
 from broker_core.model import Blob, CipherName, Connection, StepResult
 from broker_core.ports import DueCheck, DueProbe, Failure
 
@@ -20,9 +21,6 @@ _OPEN_FAILURE_OF = """EXISTS (
         SELECT FROM decrypt_failures f
         WHERE f.workspace_id = {c}.workspace_id AND f.connection_id = {c}.id AND f.secret_id IS NULL
             AND f.ended_at IS NULL)"""
-
-#: what a connection may save up of its budget of checks, while nobody asks
-_BURST_SECONDS = 2.0
 
 # Connections are locked FOR NO KEY UPDATE: a blob that custody stores refers to its connection (FOR KEY SHARE), and
 # custody holds the secret that a round of checks goes on to.
@@ -96,11 +94,6 @@ _CLAIM_CHECKS = """
                 ORDER BY s.checked_at NULLS FIRST LIMIT %(budget)s)) due
         GROUP BY due.id ORDER BY min(due.turn), min(due.checked_at) NULLS FIRST LIMIT %(budget)s)
     RETURNING u.id, u.name, u.version, u.cipher, u.blob"""
-_SPEND = """
-    UPDATE byok_connections
-    SET check_ready_at = greatest(check_ready_at, now() - make_interval(secs => %(burst)s))
-        + make_interval(secs => %(spent)s)
-    WHERE workspace_id = %(workspace_id)s AND id = %(connection_id)s"""
 
 _TURNED = f"""
     SELECT
@@ -186,7 +179,7 @@ class SweepSql:
     def due_checks(self, limit: int, round_seconds: float, per_second: float) -> Sequence[DueCheck]:
         """See ``ports.SweepStore``."""
         due: list[DueCheck] = []
-        burst = {"burst": max(_BURST_SECONDS, 1 / per_second)}
+        burst = {"burst": max(BURST_SECONDS, 1 / per_second)}
         with self._database.transaction("due_checks") as transaction:
             (budgets,) = transaction.batch((_BUDGETS, burst | {"limit": limit, "per_second": per_second}))
             for row in budgets:
@@ -194,7 +187,8 @@ class SweepSql:
                 if budget > 0:
                     values = _check_values(row, budget, round_seconds)
                     (secrets,) = transaction.batch((_CLAIM_CHECKS, values))
-                    transaction.batch((_SPEND, values | burst | {"spent": len(secrets) / per_second}))
+                    spent = {"spent": len(secrets) / per_second, "spenders": [row.connection_id]}
+                    transaction.batch((SPEND, values | burst | spent))
                     due += [_due_check(row, secret) for secret in secrets]
             transaction.commit()
         return due
