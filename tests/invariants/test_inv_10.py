@@ -34,6 +34,7 @@ FOR_ALL = {
     "custody._CLOSE_UNKNOWN": "the reconciler closes uses of crashed processes",
     "custody._TO_RING": "the reconciler rings for what waits; it learns ids and types only",
     "moves._RUNNING": "the sweeper goes on with every re-encryption that runs; each comes with its workspace",
+    "proof._PROGRESS": "what the two that ask for proofs begin with: one names a workspace, the other is the next here",
     "proof._RUNNING": "the sweeper goes on with every proof that runs; each comes with its workspace",
     "sweep._DUE_PROBES": "the sweep claims due connections; each comes with its workspace",
     "sweep._DUE_REFUSALS": "the sweep claims roles that are to refuse others; each comes with its workspace",
