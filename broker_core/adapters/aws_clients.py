@@ -10,6 +10,7 @@ botocore's own parts (and nothing else that is AWS) are imported here, in ``sess
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -27,7 +28,7 @@ from broker_core.errors import ConfigurationError
 
 CONNECT_SECONDS: Final = 1.0
 READ_SECONDS: Final = 3.0
-#: clients kept; a client is per Region, and Regions come out of customers' ARNs
+#: clients kept, those used last; a client is per Region, and Regions come out of customers' ARNs
 MOST_CLIENTS: Final = 64
 
 
@@ -122,8 +123,9 @@ class AwsClients:
         self._session.set_config_variable("sts_regional_endpoints", "regional")
         self._session.set_config_variable("csm_enabled", False)
         self._check_endpoints()
-        self._clients: dict[tuple[str, str, bool], Any] = {}
-        self._lock = threading.Lock()
+        self._clients: OrderedDict[tuple[str, str, bool], Any] = OrderedDict()  # the one not used for longest is first
+        self._order = threading.Lock()
+        self._making = threading.Lock()
 
     def sts(self, region: str) -> Any:
         """STS in a Region, under base credentials. Raises NoCredentialsError while there are none."""
@@ -139,13 +141,24 @@ class AwsClients:
 
     def _client(self, service: str, region: str, is_base: bool) -> Any:
         key = (service, region, is_base)
-        client = self._clients.get(key)
+        client = self._kept(key)
         if client is None:
-            with self._lock:
-                client = self._clients.get(key) or self._make(service, region, is_base)
-                self._clients[key] = client
-                while len(self._clients) > MOST_CLIENTS:
-                    del self._clients[next(iter(self._clients))]  # the oldest; whoever uses it now may end
+            with self._making:
+                client = self._kept(key) or self._keep(key, self._make(service, region, is_base))
+        return client
+
+    def _kept(self, key: tuple[str, str, bool]) -> Any:
+        with self._order:
+            if key not in self._clients:
+                return None
+            self._clients.move_to_end(key)
+            return self._clients[key]
+
+    def _keep(self, key: tuple[str, str, bool], client: Any) -> Any:
+        with self._order:
+            self._clients[key] = client
+            while len(self._clients) > MOST_CLIENTS:
+                self._clients.popitem(last=False)  # whoever uses it now may end
         return client
 
     def _make(self, service: str, region: str, is_base: bool) -> Any:

@@ -15,6 +15,7 @@ from botocore.awsrequest import AWSResponse
 from botocore.credentials import Credentials
 from botocore.exceptions import NoCredentialsError
 
+from broker_core.adapters import aws_clients
 from broker_core.adapters.aws_clients import AwsClients, AwsOptions, check_endpoint, patience, signed_with
 from broker_core.errors import ConfigurationError
 
@@ -206,6 +207,17 @@ class TestClients:
             thread.join(10)
         assert {id(client) for client in made} == {id(ours.kms(REGION))}
         assert ours.kms("eu-central-1") is not ours.kms(REGION)
+
+    def test_the_one_not_used_for_longest_goes(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Whoever names one Region after another costs those who use theirs nothing."""
+        monkeypatch.setattr(aws_clients, "MOST_CLIENTS", 2)
+        ours = clients()
+        used, idle = ours.kms(REGION), ours.kms("eu-central-1")
+        for region in ("us-east-1", "us-west-2"):
+            assert ours.kms(REGION) is used
+            ours.kms(region)
+        assert ours.kms(REGION) is used
+        assert ours.kms("eu-central-1") is not idle
 
     def test_a_chain_without_credentials_is_asked_again(self) -> None:
         """A client that was made without credentials would stay without for ever."""
