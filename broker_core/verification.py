@@ -45,7 +45,8 @@ class Verified:
     """How a verification went. ``not_run``: the steps that could not be taken, since one before them failed.
 
     ``canary``: what the encryption left. ``lets_others_in``: whether the role was assumed without its external id, or
-    with a wrong one; None where that was not learnt.
+    with a wrong one; None where that was not learnt, as where it then refused the right one, too: it may have been our
+    own credentials that were refused each time.
     """
 
     steps: Sequence[StepResult]
@@ -82,9 +83,11 @@ class Verifier:
         return Verified(results, not_run, trial.canary, trial.lets_others_in())
 
     def refusals(self, connection: Connection) -> Verified:
-        """Only the steps in which the role must refuse. Raises as above."""
+        """Only the steps in which the role must refuse, and whether it accepts us, without which they show nothing.
+        Raises as above."""
         trial = self._trial(connection)
         results = [_taken(step, trial) for step in REFUSALS]
+        _taken(AGAIN, trial)
         return Verified(results, (), None, trial.lets_others_in())
 
     def _trial(self, connection: Connection) -> _Trial:
@@ -108,10 +111,13 @@ class _Trial:
     expected: bytearray = field(repr=False)
     canary: Blob | None = None
     let_in: list[bool] = field(default_factory=list)  # each answer to those who must be refused
+    lets_us_in: bool = False  # the last answer to the right external id
 
     def lets_others_in(self) -> bool | None:
         """See ``Verified``."""
-        return True if any(self.let_in) else (False if len(self.let_in) == len(REFUSALS) else None)
+        if any(self.let_in):
+            return True
+        return False if self.lets_us_in and len(self.let_in) == len(REFUSALS) else None
 
     def seconds(self) -> float:
         """What one use may take. Raises Transient when the verification's own time is up."""
@@ -174,7 +180,9 @@ def _by_permit(name: str, permit: Permit, *, wanted: bool, otherwise: str) -> St
 
 
 def _accepts(trial: _Trial, name: str, otherwise: str) -> StepResult:
+    trial.lets_us_in = False
     permit = trial.canaries.may_assume(trial.connection, trial.connection.external_id, trial.seconds())
+    trial.lets_us_in = permit.is_allowed
     return _by_permit(name, permit, wanted=True, otherwise=otherwise)
 
 
@@ -267,17 +275,18 @@ REFUSALS = (
     Step(REFUSES_NONE, _refuses_none, "sts:AssumeRole"),
     Step(REFUSES_WRONG, _refuses_wrong, "sts:AssumeRole"),
 )
+AGAIN = Step(
+    ACCEPTS_AGAIN,
+    partial(_accepts, name=ACCEPTS_AGAIN, otherwise=advice.ROLE_NO_LONGER_ACCEPTS),
+    "sts:AssumeRole",
+    True,
+)
 
 #: in this order; each later one may build on what the needed ones before it left in the trial
 STEPS = (
     Step(ACCEPTS, partial(_accepts, name=ACCEPTS, otherwise=advice.ROLE_DOES_NOT_ACCEPT), "sts:AssumeRole", True),
     *REFUSALS,
-    Step(
-        ACCEPTS_AGAIN,
-        partial(_accepts, name=ACCEPTS_AGAIN, otherwise=advice.ROLE_NO_LONGER_ACCEPTS),
-        "sts:AssumeRole",
-        True,
-    ),
+    AGAIN,
     Step(ENCRYPT, _encrypt, "kms:Encrypt", True),
     Step(DECRYPT, _decrypt, "kms:Decrypt", True),
     Step(OTHER_SECRET, _refuses_other_secret, "kms:Decrypt"),

@@ -63,6 +63,11 @@ def fail_at(customers: Customers, call: int, error: KeyServiceError) -> None:
     customers.keys.fail_when(lambda _: error if len(customers.keys.calls) == call else None)
 
 
+def fail_from(customers: Customers, call: int, error: KeyServiceError) -> None:
+    """Fail from the so-manyth use of the key on, counted from 1."""
+    customers.keys.fail_when(lambda _: error if len(customers.keys.calls) >= call else None)
+
+
 def outcome(found: Verification, name: str) -> StepResult:
     (step,) = [step for step in found.steps if step.name == name]
     return step
@@ -362,6 +367,17 @@ class TestVerify:
         assert (flagged.health, flagged.health_since) == ("flagged", customers.clock.now())
         assert (shown(customers).health, shown(customers).health_since) == ("healthy", None)
 
+    def test_refusals_mean_nothing_where_the_role_then_refuses_us_too(self, customers: Customers) -> None:
+        """The flag stays: it may be our own credentials that were refused."""
+        customers.connect("ws", EXTERNAL_ID)
+        customers.keys.lets_in = lambda external_id: True
+        customers.byok.verify("ws")
+        flagged = shown(customers)
+        customers.keys.calls.clear()
+        fail_from(customers, 2, Denied("no", state=KeyState.ROLE_REFUSED))
+        customers.byok.verify("ws")
+        assert (shown(customers).health, shown(customers).health_since) == ("flagged", flagged.health_since)
+
     def test_needs_a_connection(self, customers: Customers) -> None:
         """There is nothing to verify."""
         with pytest.raises(Conflict):
@@ -390,11 +406,11 @@ class TestDaily:
         customers.keys.calls.clear()
         return customers.sweep.refusals()
 
-    def test_only_the_refusals_are_asked(self, customers: Customers) -> None:
-        """Two AssumeRole that must fail, and nothing else."""
+    def test_only_the_role_is_asked(self, customers: Customers) -> None:
+        """Two AssumeRole that must fail, one that shows what that is worth, and nothing else."""
         customers.connect("ws", EXTERNAL_ID)
         assert self.a_day_later(customers) == 1
-        assert [call.method for call in customers.keys.calls] == ["may_assume", "may_assume"]
+        assert [call.method for call in customers.keys.calls] == ["may_assume"] * 3
 
     def test_once_a_day(self, customers: Customers) -> None:
         """Not right after connecting, and not twice."""
@@ -438,6 +454,26 @@ class TestDaily:
         view = shown(customers)
         customers.clock.sleep(3601)
         assert (view.health, customers.sweep.refusals()) == ("healthy", 1)
+
+    @pytest.mark.parametrize(
+        "error", [Denied("no", state=KeyState.ROLE_REFUSED), Transient("away")], ids=["refused", "away"]
+    )
+    @pytest.mark.parametrize("is_flagged", [True, False])
+    def test_refusals_mean_nothing_where_the_right_external_id_is_not_accepted(
+        self, customers: Customers, error: KeyServiceError, is_flagged: bool
+    ) -> None:
+        """Our own credentials may be what is refused: flag and steps stay, and it comes again within the hour."""
+        customers.connect("ws", EXTERNAL_ID)
+        customers.keys.lets_in = lambda external_id: is_flagged
+        self.a_day_later(customers)
+        before = shown(customers)
+        customers.keys.lets_in = lambda external_id: False
+        fail_from(customers, 3 if isinstance(error, Transient) else 1, error)
+        self.a_day_later(customers)
+        customers.keys.fail(None)
+        customers.clock.sleep(3601)
+        assert (before.health == "flagged", shown(customers)) == (is_flagged, before)
+        assert customers.sweep.refusals() == 1
 
     def test_a_failing_connection_shows_its_failure_first(self, customers: Customers) -> None:
         """What fails is to be mended first; the flag comes back into sight after it."""
