@@ -3,7 +3,7 @@
 Promises: https, or plain http to a literal loopback address; one request on a connection of its own, bounded as a whole
 (name, connecting, TLS, an answer that drips); nothing is followed or sent twice; no proxy, netrc or certificate of the
 environment; of the answer the status is read and nothing else, so nothing of it can be logged. Imports no other
-adapter.
+adapter but ``tls``.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import NewConnectionError
 
+from broker_core.adapters.tls import client_context
 from broker_core.errors import ConfigurationError
 from broker_core.events import Notice
 from broker_core.notice_signature import EVENT_HEADER, ID_HEADER, SIGNATURE_HEADER, signature
@@ -42,7 +43,7 @@ class Webhook:
         parts = urlsplit(url)
         self._host, self._port = _place(parts)
         self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        self._context = _tls_context(ca_file) if parts.scheme == "https" else None
+        self._context = client_context(ca_file) if parts.scheme == "https" else None
         self._secret = secret
         self._clock = clock
 
@@ -138,20 +139,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _tls_context(ca_file: str | PathLike[str] | None) -> ssl.SSLContext:
-    # not ssl.create_default_context: it writes session keys to SSLKEYLOGFILE, and takes SSL_CERT_FILE and SSL_CERT_DIR
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    context.hostname_checks_common_name = False
-    paths = ssl.get_default_verify_paths()
-    for kind, path in (("cafile", paths.openssl_cafile), ("capath", paths.openssl_capath)):
-        with suppress(OSError, ssl.SSLError):  # most systems have only one of the two
-            context.load_verify_locations(**{kind: path})
-    if ca_file is not None:
-        try:
-            context.load_verify_locations(cafile=ca_file)
-        except (OSError, ssl.SSLError):
-            raise ConfigurationError("BROKER_EGRESS_CA_FILE: not a readable file of PEM certificates") from None
-    return context

@@ -2,7 +2,7 @@
 
 The token and the values go to the named server and nobody else: https with the certificate checked, or http to a
 literal loopback address; nothing is followed, retried or proxied, whatever the environment says. Errors name a status
-and a code, never a token, a value or text of the other side. Imports no adapter.
+and a code, never a token, a value or text of the other side. Of the adapters it imports the trust alone.
 """
 
 from __future__ import annotations
@@ -12,11 +12,12 @@ import json
 import re
 import ssl
 from collections.abc import Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
-from broker_core.errors import BrokerError, ConfigurationError, InjectionRefused, Invalid, Refused, Unavailable
+from broker_core.adapters.tls import client_context
+from broker_core.errors import BrokerError, InjectionRefused, Invalid, Refused, Unavailable
 from broker_core.inject.url import Address, parse_url
 from broker_core.injection import Injection, Kind, value_problem
 
@@ -66,7 +67,8 @@ class RemoteBroker:
         there = address.destination
         if not there.tls:
             return http.client.HTTPConnection(there.host, there.port, timeout=PATIENCE)
-        return http.client.HTTPSConnection(there.host, there.port, timeout=PATIENCE, context=_tls(self.ca_file))
+        context = client_context(self.ca_file, named="--ca-file")
+        return http.client.HTTPSConnection(there.host, there.port, timeout=PATIENCE, context=context)
 
 
 def _address(url: str) -> Address:
@@ -79,22 +81,6 @@ def _address(url: str) -> Address:
     if "?" in address.target:
         raise Invalid({"--server": "the root of the HTTP surface, without a query"})
     return address
-
-
-def _tls(ca_file: str | None) -> ssl.SSLContext:
-    # not ssl.create_default_context: it writes session keys to SSLKEYLOGFILE, and takes SSL_CERT_FILE and SSL_CERT_DIR
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
-    paths = ssl.get_default_verify_paths()
-    for kind, path in (("cafile", paths.openssl_cafile), ("capath", paths.openssl_capath)):
-        with suppress(OSError, ssl.SSLError):  # most systems have only one of the two
-            context.load_verify_locations(**{kind: path})
-    try:
-        if ca_file is not None:
-            context.load_verify_locations(cafile=ca_file)
-    except (OSError, ssl.SSLError):
-        raise ConfigurationError("--ca-file: not a readable file of PEM certificates") from None
-    return context
 
 
 def _refusal(status: int, answer: bytes) -> BrokerError:
