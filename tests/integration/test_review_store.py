@@ -21,6 +21,7 @@ from tests.store_setup import OK, begun, blob_for, connected, draft, failure, st
 from tests.waiting import wait_until
 
 WORKSPACE = "ws_review"
+_WAITING = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 _ROUNDS: dict[str, tuple[str, dict[str, Any]]] = {
     "checks": (_BUDGETS, {"burst": 2.0, "limit": 100, "per_second": 5}),
     "probes": (_DUE_PROBES, {"limit": 100, "every": 300, "unhealthy": 60}),
@@ -68,13 +69,25 @@ def test_retiring_waits_for_a_failure_without_its_connection(store: Store, clean
     with psycopg.connect(plain(clean_database)) as recording, ThreadPoolExecutor(1) as pool:
         recording.execute("SELECT FROM decrypt_failures FOR UPDATE")
         retiring = pool.submit(store.retire, WORKSPACE, older.id)
-        waiting = (
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-        )
-        wait_until(lambda: recording.execute(waiting).fetchone() == (1,), what="the retiring to wait")
+        wait_until(lambda: recording.execute(_WAITING).fetchone() == (1,), what="the retiring to wait")
         recording.execute("SELECT FROM byok_connections WHERE id = %s FOR NO KEY UPDATE NOWAIT", [older.id])
         recording.commit()
         retiring.result(timeout=60)
+
+
+def test_what_is_affected_is_of_one_moment(store: Store, clean_database: str) -> None:
+    """A connection that begins to fail, or heals, while an owner asks: its secrets are in one of the two lists."""
+    connection = connected(store, WORKSPACE)
+    secret_id = stored(store, WORKSPACE)
+    store.open_failure(failure(connection, secret_id))
+    with psycopg.connect(plain(clean_database)) as other, ThreadPoolExecutor(1) as pool:
+        other.execute("LOCK TABLE byok_connections")
+        asking = pool.submit(store.affected, WORKSPACE)
+        wait_until(lambda: other.execute(_WAITING).fetchone() == (1,), what="the question to wait")
+        other.execute("UPDATE decrypt_failures SET secret_id = NULL")
+        other.commit()
+        affected = asking.result(timeout=60)
+    assert (affected.connections, [one.secret_id for one in affected.secrets]) == ([], [secret_id])
 
 
 @pytest.mark.parametrize(

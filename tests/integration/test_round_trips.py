@@ -136,3 +136,8 @@ def test_what_is_counted_in_code_is_what_is_on_the_wire(proxy: CountingProxy, wo
         store.end_uses([(intent(workspace, secret_id=secret_id), OK)])
     database.close()
     assert counted[0] == len(waits)
+
+
+def test_what_is_affected_takes_one(proxy: CountingProxy, store: Store, workspace: str) -> None:
+    """One question, of one moment."""
+    assert turns(proxy, lambda _: store.affected(workspace)) == 1

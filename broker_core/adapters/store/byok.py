@@ -11,7 +11,7 @@ from typing import Any
 
 from broker_core.adapters.store.database import Database
 from broker_core.adapters.store.rows import CONNECTION_COLUMNS, CUSTOMER_SIDE, setting_from, steps_from, steps_json
-from broker_core.adapters.store.shared import no_workspace
+from broker_core.adapters.store.shared import WORKSPACE, no_workspace
 from broker_core.errors import Conflict, KeyState
 from broker_core.model import (
     Blob,
@@ -92,6 +92,8 @@ _CONNECTIONS = f"""
     WHERE c.workspace_id = %(workspace_id)s
     ORDER BY array_position(ARRAY['current', 'pending', 'retired'], c.status), c.created_at DESC, c.id DESC"""
 
+# A connection that began to fail between the two statements would hide the secrets that failed on their own before.
+_ONE_MOMENT = "SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"
 # A retired connection that no blob needs is nobody's trouble any more, and is not probed either.
 _AFFECTED_CONNECTIONS = f"""
     SELECT f.connection_id, f.state, f.aws_code, f.first_seen, f.found_by, s.id AS secret_id, s.name
@@ -194,10 +196,13 @@ class ByokSql:
 
     def affected(self, workspace_id: str) -> Affected:
         """See ``ports.ByokStore``."""
-        self._workspace(workspace_id)
         values = {"workspace_id": workspace_id}
-        connections = self._database.run("affected_connections", _AFFECTED_CONNECTIONS, values)
-        secrets = self._database.run("affected_secrets", _AFFECTED_SECRETS, values)
+        with self._database.transaction("affected") as transaction:
+            _, workspaces, secrets, connections = transaction.commit(
+                (_ONE_MOMENT, {}), (WORKSPACE, values), (_AFFECTED_SECRETS, values), (_AFFECTED_CONNECTIONS, values)
+            )
+        if not workspaces:
+            raise no_workspace()
         return Affected(_connections_from(connections), [_secret_from(row) for row in secrets])
 
     def _workspace(self, workspace_id: str) -> Any:
