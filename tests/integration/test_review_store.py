@@ -15,7 +15,7 @@ from broker_core.adapters.store.moves import _CLAIM as _CLAIM_MOVE
 from broker_core.adapters.store.proof import _CLAIM as _CLAIM_ITEM
 from broker_core.adapters.store.sweep import _BUDGETS, _DUE_PROBES
 from broker_core.audit import Intent
-from broker_core.model import EventState, Purpose
+from broker_core.model import Connection, EventState, EventType, Purpose
 from tests.databases import plain
 from tests.store_setup import OK, begun, blob_for, connected, draft, failure, stored
 from tests.waiting import wait_until
@@ -88,6 +88,53 @@ def test_what_is_affected_is_of_one_moment(store: Store, clean_database: str) ->
         other.commit()
         affected = asking.result(timeout=60)
     assert (affected.connections, [one.secret_id for one in affected.secrets]) == ([], [secret_id])
+
+
+@pytest.fixture
+def impatient_tables(clean_database: str) -> Iterator[None]:
+    """Tables that take a secret's row only from a statement that may run longer than others."""
+    tables = "lockout_proof_items", "reencryption_items"
+    with psycopg.connect(plain(clean_database), autocommit=True) as connection:
+        connection.execute(
+            "CREATE FUNCTION refuse_in_haste() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN"
+            " IF current_setting('statement_timeout')::interval <= '10s' THEN RAISE 'in haste'; END IF; RETURN NULL;"
+            " END $$"
+        )
+        for table in tables:
+            connection.execute(f"CREATE TRIGGER haste AFTER INSERT ON {table} EXECUTE FUNCTION refuse_in_haste()")
+        yield
+        for table in tables:
+            connection.execute(f"DROP TRIGGER haste ON {table}")
+        connection.execute("DROP FUNCTION refuse_in_haste")
+
+
+class TestOfAllSecrets:
+    """A proof and a re-encryption begin with a row for each secret: of 100,000, in seconds."""
+
+    @pytest.fixture
+    def older(self, store: Store) -> Connection:
+        """A connection that a secret is still under, beside the current one."""
+        older = connected(store, WORKSPACE)
+        stored(store, WORKSPACE)
+        connected(store, WORKSPACE)
+        return older
+
+    @pytest.mark.usefixtures("impatient_tables")
+    def test_they_may_take_longer_than_others(self, store: Store, older: Connection) -> None:
+        """More than a statement has elsewhere; elsewhere it stays so."""
+        store.start_proof(WORKSPACE, uuid4(), older.id, "somebody")
+        store.start_move(WORKSPACE, uuid4(), None)
+        with store._database._connection() as connection:
+            assert connection.execute("SHOW statement_timeout").fetchone() == ("10s",)
+
+    @pytest.mark.usefixtures("older")
+    def test_they_hold_up_no_new_value(self, store: Store, clean_database: str) -> None:
+        """A rotation is accepted and stored while one begins: it waits for none of the rows that name its secret."""
+        with psycopg.connect(plain(clean_database)) as beginning:
+            beginning.execute("SELECT FROM broker_secrets FOR KEY SHARE")  # as the items' foreign key does
+            rotated = store.accept(draft(WORKSPACE, type=EventType.ROTATED, version=2)).event
+            attempt = begun(store, rotated.id)
+            assert store.keep(attempt, blob_for(attempt), OK) is EventState.STORED
 
 
 @pytest.mark.parametrize(

@@ -55,9 +55,10 @@ _BEGIN = f"""
     LEFT JOIN byok_connections c ON c.workspace_id = w.id AND c.id = w.connection_id"""
 
 _LOCK_SETTING = "SELECT setting_version FROM workspaces WHERE id = %(workspace_id)s FOR SHARE"
+# NO KEY: a proof or a re-encryption that begins holds the key of every secret, for seconds.
 _LOCK_SECRET = """
     SELECT version FROM broker_secrets
-    WHERE workspace_id = %(workspace_id)s AND id = %(secret_id)s FOR UPDATE"""
+    WHERE workspace_id = %(workspace_id)s AND id = %(secret_id)s FOR NO KEY UPDATE"""
 _LOCK_EVENT = "SELECT state FROM secret_events WHERE workspace_id = %(workspace_id)s AND id = %(event_id)s FOR UPDATE"
 
 _STORE_BLOB = """

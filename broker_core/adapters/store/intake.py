@@ -26,9 +26,10 @@ _MAKE_SECRET = """
     INSERT INTO broker_secrets (id, workspace_id, name)
     SELECT %(secret_id)s, id, %(name)s FROM workspaces WHERE id = %(workspace_id)s AND deleted_at IS NULL
     ON CONFLICT (workspace_id, name) DO NOTHING"""
+# NO KEY: a proof or a re-encryption that begins holds the key of every secret, for seconds.
 _LOCK_SECRET = """
     SELECT id, version, highest_version, deleted_at, id = %(secret_id)s AS is_new
-    FROM broker_secrets WHERE workspace_id = %(workspace_id)s AND name = %(name)s FOR UPDATE"""
+    FROM broker_secrets WHERE workspace_id = %(workspace_id)s AND name = %(name)s FOR NO KEY UPDATE"""
 _SAME_EVENT = f"""
     SELECT {EVENT_COLUMNS}, e.claim_key FROM secret_events e
     WHERE e.workspace_id = %(workspace_id)s AND e.source = %(source)s AND e.event_id = %(event_id)s"""

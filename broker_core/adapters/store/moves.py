@@ -15,7 +15,7 @@ from uuid import UUID
 
 from broker_core.adapters.store.database import Database, Taken
 from broker_core.adapters.store.rows import CONNECTION_COLUMNS, result_values, setting_from
-from broker_core.adapters.store.shared import BURST_SECONDS, CLOSE_SECRET_FAILURES, SPEND, no_workspace
+from broker_core.adapters.store.shared import BURST_SECONDS, CLOSE_SECRET_FAILURES, SPEND, UNHURRIED, no_workspace
 from broker_core.audit import Intent, Result
 from broker_core.errors import Conflict, KeyState, NotFound
 from broker_core.model import Blob, CipherName, Connection
@@ -96,9 +96,10 @@ _CLAIM = f"""
 
 _LOCK_SETTING = """
     SELECT setting_version, plan FROM workspaces WHERE id = %(workspace_id)s FOR SHARE"""
+# NO KEY: a proof or a re-encryption that begins holds the key of every secret, for seconds.
 _LOCK_SECRET = """
     SELECT version, connection_id FROM broker_secrets
-    WHERE workspace_id = %(workspace_id)s AND id = %(secret_id)s FOR UPDATE"""
+    WHERE workspace_id = %(workspace_id)s AND id = %(secret_id)s FOR NO KEY UPDATE"""
 _LOCK_ITEM = """
     SELECT attempts FROM reencryption_items
     WHERE workspace_id = %(workspace_id)s AND reencryption_id = %(id)s AND secret_id = %(secret_id)s
@@ -184,7 +185,7 @@ class MoveSql:
             if running:
                 return _running_id(values, running[0])
             enlisting = {**values, "current_id": workspaces[0].connection_id}
-            transaction.commit((_START, values), (_ENLIST, enlisting))
+            transaction.commit(UNHURRIED, (_START, values), (_ENLIST, enlisting))
             started: UUID = values["id"]
             return started
 

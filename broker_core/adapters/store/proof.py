@@ -16,16 +16,14 @@ from psycopg.types.json import Jsonb
 
 from broker_core.adapters.store.database import Database, Taken
 from broker_core.adapters.store.rows import CONNECTION_COLUMNS, connection_from
+from broker_core.adapters.store.shared import BURST_SECONDS, SPEND, UNHURRIED, WORKSPACE, no_workspace
 from broker_core.errors import Conflict, KeyState, NotFound, Receipt
 from broker_core.model import Blob, CipherName
 from broker_core.ports import Ask, AskKind, Beside, DueItem, Proof, ProofItem, ProofOutcome
 
-#: what a connection may save up of its budget of calls, while nobody asks
-_BURST_SECONDS = 2.0
 #: calls of one secret: a dry run and a real Decrypt
 _CALLS = 2
 
-_WORKSPACE = "SELECT id FROM workspaces WHERE id = %(workspace_id)s AND deleted_at IS NULL"
 _CHOOSE = """
     SELECT c.id, EXISTS (
         SELECT FROM broker_secrets s WHERE s.workspace_id = c.workspace_id AND s.connection_id = c.id) AS is_needed
@@ -37,10 +35,12 @@ _START = """
     INSERT INTO lockout_proofs (id, workspace_id, connection_id, asked_by)
     VALUES (%(id)s, %(workspace_id)s, %(connection_id)s, %(asked_by)s)"""
 _ENLIST = """
-    INSERT INTO lockout_proof_items (proof_id, workspace_id, secret_id, name, version)
-    SELECT %(id)s, s.workspace_id, s.id, s.name, s.version FROM broker_secrets s
-    WHERE s.workspace_id = %(workspace_id)s AND s.connection_id = %(connection_id)s
-    RETURNING secret_id"""
+    WITH enlisted AS (
+        INSERT INTO lockout_proof_items (proof_id, workspace_id, secret_id, name, version)
+        SELECT %(id)s, s.workspace_id, s.id, s.name, s.version FROM broker_secrets s
+        WHERE s.workspace_id = %(workspace_id)s AND s.connection_id = %(connection_id)s
+        RETURNING secret_id)
+    SELECT count(*) AS secrets FROM enlisted"""
 
 _PROGRESS = f"""
     SELECT p.id, p.asked_by, p.started_at, p.ended_at, p.is_locked_out, p.document, {CONNECTION_COLUMNS}, n.total,
@@ -82,11 +82,6 @@ _CLAIM = """
             ORDER BY i.due_at LIMIT 1)
     RETURNING u.secret_id, u.name, u.version AS listed_version, u.attempts, s.version, s.cipher, s.blob,
         s.deleted_at IS NOT NULL AS is_deleted, s.connection_id = %(connection_id)s AS is_here"""
-_SPEND = """
-    UPDATE byok_connections
-    SET check_ready_at = greatest(check_ready_at, now() - make_interval(secs => %(burst)s))
-        + make_interval(secs => %(cost)s)
-    WHERE workspace_id = %(workspace_id)s AND id = %(connection_id)s"""
 # What was asked is of the version that is named: of an earlier one it goes when that was rotated meanwhile.
 _ASKED = "asks = CASE WHEN version = %(version)s THEN asks ELSE '[]' END || %(asks)s"
 _SETTLE = f"""
@@ -146,14 +141,14 @@ class ProofSql:
 
     def _begin_proof(self, values: Mapping[str, Any]) -> None:
         with self._database.transaction("start_proof") as transaction:
-            workspaces, chosen = transaction.batch((_WORKSPACE, values), (_CHOOSE, values))
+            workspaces, chosen = transaction.batch((WORKSPACE, values), (_CHOOSE, values))
             if not workspaces:
-                raise NotFound("no such workspace; the platform creates workspaces")
+                raise no_workspace()
             if not chosen:
                 raise NotFound("no such connection" if values["connection_id"] else "no key was ever connected")
             chosen_values = {**values, "connection_id": chosen[0].id}
-            _, enlisted = transaction.batch((_START, chosen_values), (_ENLIST, chosen_values))
-            if not enlisted:
+            _, _, (enlisted,) = transaction.batch(UNHURRIED, (_START, chosen_values), (_ENLIST, chosen_values))
+            if not enlisted.secrets:
                 raise Conflict("no secret is under this connection, so there is nothing to show; name another one")
             transaction.commit()
 
@@ -171,13 +166,13 @@ class ProofSql:
     def claim_item(self, proof: Proof, per_second: float, lease_seconds: float) -> DueItem | None:
         """See ``ports.ProofStore``."""
         cost = _CALLS / per_second
-        values = _values(proof) | {"cost": cost, "lease": lease_seconds, "burst": max(_BURST_SECONDS, cost)}
+        values = _values(proof) | {"cost": cost, "lease": lease_seconds, "burst": max(BURST_SECONDS, cost)}
         with self._database.transaction("claim_item") as transaction:
             (ready,) = transaction.batch((_MAY_ASK, values))
             claimed = transaction.batch((_CLAIM, values))[0] if ready else []
             if not claimed:
                 return None
-            transaction.commit((_SPEND, values))
+            transaction.commit((SPEND, values | {"spent": cost, "spenders": [proof.connection.id]}))
         return _due_from(claimed[0])
 
     def settle_item(self, proof: Proof, item: DueItem, outcome: ProofOutcome, note: str, asks: Sequence[Ask]) -> None:
