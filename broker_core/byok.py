@@ -16,15 +16,11 @@ from datetime import datetime
 from uuid import UUID
 
 from broker_core import telemetry
-from broker_core.advice import warnings_for, what_to_do
 from broker_core.canary import Canaries
 from broker_core.errors import Conflict, Forbidden
 from broker_core.model import Connection, Plan, StepOutcome, StepResult, check_connection
 from broker_core.ports import Affected, AuditStore, ByokStore, Clock, ConnectionView, KeyService
 from broker_core.verification import Verified, Verifier
-
-#: what owners are told of states and keys stands in ``advice``; these two belong to what this use case answers
-__all__ = ["Byok", "Verification", "warnings_for", "what_to_do"]
 
 
 @dataclass(frozen=True)

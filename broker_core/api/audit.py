@@ -5,14 +5,12 @@ from __future__ import annotations
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Response
+from fastapi import APIRouter, Query, Response
 
-from broker_core.administer import LARGEST_PAGE
 from broker_core.api.bodies import StrictRoute
-from broker_core.api.callers import Caller, Role, allow
 from broker_core.api.described import problems
+from broker_core.api.parameters import Admin, Limit, OnSurface
 from broker_core.api.schemas import GivenMoment, UseAnswer
-from broker_core.api.surface import Surface, surface_of
 
 router = APIRouter(route_class=StrictRoute, tags=["audit"])
 
@@ -43,12 +41,12 @@ class Lines(Response):
     },
 )
 def audit_log(
-    caller: Annotated[Caller, Depends(allow(role=Role.ADMIN))],
-    surface: Annotated[Surface, Depends(surface_of)],
+    caller: Admin,
+    surface: OnSurface,
     since: Annotated[GivenMoment | None, Query(alias="from", description="Begun then or later.")] = None,
     until: Annotated[GivenMoment | None, Query(alias="to", description="Begun before.")] = None,
     cursor: Annotated[UUID | None, Query(description=f"`{NEXT}` of the page before.")] = None,
-    limit: Annotated[int, Query(ge=1, le=LARGEST_PAGE)] = 50,
+    limit: Limit = 50,
 ) -> Lines:
     """The workspace's audit log: who used which value for what, where it went, and what came of it."""
     page = surface.app.administer.uses(caller.workspace_id, since=since, until=until, after=cursor, limit=limit)

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
-from typing import Annotated
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request
 
 from broker_core.api.bodies import StrictRoute
 from broker_core.api.byok_schemas import ConnectionAnswer, ConnectRequest
-from broker_core.api.callers import Caller, Role, allow
+from broker_core.api.callers import Caller
 from broker_core.api.described import problems
-from broker_core.api.surface import Surface, surface_of
+from broker_core.api.parameters import Admin, OnSurface, Owner
+from broker_core.api.surface import Surface
 from broker_core.errors import Conflict, NotFound, RateLimited
 from broker_core.model import ConnectionStatus
 from broker_core.ports import ConnectionView
 
 router = APIRouter(route_class=StrictRoute, tags=["byok"])
-
-Admin = Annotated[Caller, Depends(allow(role=Role.ADMIN))]
-Owner = Annotated[Caller, Depends(allow(role=Role.OWNER))]
-OnSurface = Annotated[Surface, Depends(surface_of)]
 
 
 async def _one_at_a_time(caller: Owner, request: Request) -> AsyncIterator[None]:

@@ -6,20 +6,13 @@ from __future__ import annotations
 from typing import Annotated
 from uuid import UUID
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Path
 
-from broker_core.administer import LARGEST_PAGE
 from broker_core.api.bodies import StrictRoute
-from broker_core.api.byok import Admin, OnSurface, Owner
-from broker_core.api.byok_schemas import (
-    ConnectionsAnswer,
-    ListedConnectionAnswer,
-    ReencryptionAnswer,
-    ReencryptRequest,
-    StuckAnswer,
-    StuckPageAnswer,
-)
+from broker_core.api.byok_run_schemas import ReencryptionAnswer, ReencryptRequest, StuckAnswer, StuckPageAnswer
+from broker_core.api.byok_schemas import ConnectionsAnswer, ListedConnectionAnswer
 from broker_core.api.described import problems
+from broker_core.api.parameters import Admin, Cursor, Limit, OnSurface, Owner
 from broker_core.errors import NotFound
 
 router = APIRouter(route_class=StrictRoute, tags=["byok"])
@@ -76,8 +69,8 @@ def list_stuck(
     caller: Owner,
     surface: OnSurface,
     move_id: MoveId,
-    cursor: Annotated[UUID | None, Query(description="`nextCursor` of the page before.")] = None,
-    limit: Annotated[int, Query(ge=1, le=LARGEST_PAGE)] = 50,
+    cursor: Cursor = None,
+    limit: Limit = 50,
 ) -> StuckPageAnswer:
     """What it left where it is, and why."""
     found = surface.app.reencrypt.stuck(caller.workspace_id, move_id, after=cursor, limit=limit + 1)

@@ -11,9 +11,9 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Response
 
 from broker_core.api.bodies import StrictRoute
-from broker_core.api.byok import OnSurface, Owner
-from broker_core.api.byok_schemas import ProofAnswer, ProofRequest
+from broker_core.api.byok_run_schemas import ProofAnswer, ProofRequest
 from broker_core.api.described import problems
+from broker_core.api.parameters import OnSurface, Owner
 
 router = APIRouter(route_class=StrictRoute, tags=["byok"])
 

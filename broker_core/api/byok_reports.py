@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from typing import Annotated
-from uuid import UUID
 
 from fastapi import APIRouter, Query
 
-from broker_core.administer import LARGEST_PAGE
 from broker_core.api.bodies import StrictRoute
-from broker_core.api.byok import Admin, OnSurface, Owner
-from broker_core.api.byok_schemas import (
+from broker_core.api.byok_report_schemas import (
     AffectedAnswer,
     BlobAnswer,
     CoverageAnswer,
@@ -20,12 +17,11 @@ from broker_core.api.byok_schemas import (
     OverdueSecretAnswer,
 )
 from broker_core.api.described import problems
+from broker_core.api.parameters import Admin, Cursor, Limit, OnSurface, Owner
 from broker_core.api.secrets import SecretId
 from broker_core.ports import Cover
 
 router = APIRouter(route_class=StrictRoute, tags=["byok"])
-
-_Limit = Annotated[int, Query(ge=1, le=LARGEST_PAGE)]
 
 
 @router.get("/byok/coverage", response_model_exclude_defaults=True, responses=problems(404, 422))
@@ -36,7 +32,7 @@ def coverage(
     cursor: Annotated[
         str | None, Query(max_length=100, description="`nextCursor` of the page before, with the same `cover`.")
     ] = None,
-    limit: _Limit = 50,
+    limit: Limit = 50,
 ) -> CoverageAnswer:
     """What your key protects, and what it does not yet: how many secrets, and each with why and what to do."""
     return CoverageAnswer.of(surface.app.reports.coverage(caller.workspace_id, cover, cursor, limit))
@@ -60,8 +56,8 @@ def drill(caller: Owner, surface: OnSurface, body: DrillRequest | None = None) -
 def list_overdue_rotations(
     caller: Admin,
     surface: OnSurface,
-    cursor: Annotated[UUID | None, Query(description="`nextCursor` of the page before.")] = None,
-    limit: _Limit = 50,
+    cursor: Cursor = None,
+    limit: Limit = 50,
 ) -> OverdueAnswer:
     """The secrets whose `rotationPolicy` says that a new value was due by now, oldest id first."""
     found = surface.app.reports.overdue(caller.workspace_id, cursor, limit + 1)

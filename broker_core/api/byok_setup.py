@@ -8,9 +8,10 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 
 from broker_core.api.bodies import StrictRoute
-from broker_core.api.byok import OnSurface, Owner, shown
+from broker_core.api.byok import shown
 from broker_core.api.byok_schemas import SetupAnswer
 from broker_core.api.described import problems
+from broker_core.api.parameters import OnSurface, Owner
 from broker_core.byok_setup import ROLE_NAME, SetupWish, propose
 from broker_core.errors import Invalid
 from broker_core.ports import ConnectionView

@@ -11,13 +11,12 @@ from broker_core import events
 from broker_core.api.bodies import StrictRoute, check_parts, whole
 from broker_core.api.callers import Caller, Role, allow
 from broker_core.api.described import problems
+from broker_core.api.parameters import Admin, OnSurface
 from broker_core.api.schemas import AcceptedEventAnswer, EventAnswer
-from broker_core.api.surface import Surface, surface_of
 
 router = APIRouter(route_class=StrictRoute, tags=["events"])
 
 EventId = Annotated[UUID, Path(alias="id", description="Our id of the event.")]
-OnSurface = Annotated[Surface, Depends(surface_of)]
 _CLOUD_EVENT = {"schema": {"$ref": "#/components/schemas/CloudEvent"}}
 _BODY = {
     "requestBody": {
@@ -62,8 +61,6 @@ def event_by_id(
 
 
 @router.delete("/events/{id}", status_code=202, response_model_exclude_defaults=True, responses=problems(404, 409, 422))
-def discard_event(
-    caller: Annotated[Caller, Depends(allow(role=Role.ADMIN))], surface: OnSurface, event_id: EventId
-) -> EventAnswer:
+def discard_event(caller: Admin, surface: OnSurface, event_id: EventId) -> EventAnswer:
     """Discard a value that waits, such as one that is held because the key refuses it."""
     return EventAnswer.of(surface.app.administer.discard(caller.workspace_id, event_id))

@@ -20,14 +20,13 @@ from broker_core import telemetry
 from broker_core.api.bodies import Document, StrictRoute
 from broker_core.api.callers import Caller, allow
 from broker_core.api.described import problems
-from broker_core.api.surface import Surface, surface_of
+from broker_core.api.parameters import OnSurface
+from broker_core.api.schemas import SubjectId
 from broker_core.errors import Invalid
 from broker_core.inject.call import BrokeredEnvironment, BrokeredResponse, Call
 
 router = APIRouter(route_class=StrictRoute, tags=["inject"])
 
-OnSurface = Annotated[Surface, Depends(surface_of)]
-_SubjectId = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
 _Pair = Annotated[list[str], Field(min_length=2, max_length=2)]
 
 
@@ -69,8 +68,8 @@ class UpstreamRequest(Document):
 class InjectRequest(Document):
     """Who asks (``agentId``, ``mcpServerId`` or both), and for what. ``secret`` names one, where several would fit."""
 
-    agent_id: _SubjectId | None = None
-    mcp_server_id: _SubjectId | None = None
+    agent_id: SubjectId | None = None
+    mcp_server_id: SubjectId | None = None
     secret: str | None = None
     request: UpstreamRequest
 
@@ -78,8 +77,8 @@ class InjectRequest(Document):
 class EnvironmentRequest(Document):
     """Who asks: ``agentId``, ``mcpServerId`` or both."""
 
-    agent_id: _SubjectId | None = None
-    mcp_server_id: _SubjectId | None = None
+    agent_id: SubjectId | None = None
+    mcp_server_id: SubjectId | None = None
 
 
 class InjectAnswer(Document):

@@ -14,9 +14,9 @@ from uuid import UUID
 from pydantic import BeforeValidator, Field, PlainSerializer, SecretStr, WithJsonSchema
 
 from broker_core.administer import Fields
+from broker_core.advice import what_to_do
 from broker_core.api.bodies import Document, Wrong
 from broker_core.audit import Outcome
-from broker_core.byok import what_to_do
 from broker_core.errors import KeyState
 from broker_core.injection import LARGEST_VALUE, Injection, Kind
 from broker_core.intake import Receipt
@@ -56,7 +56,8 @@ Moment = Annotated[
 ]
 GivenMoment = Annotated[datetime, BeforeValidator(_rfc3339)]
 
-_SubjectId = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
+#: of an agent, or of an MCP server
+SubjectId = Annotated[str, Field(pattern="^[A-Za-z0-9_-]{1,64}$")]
 _Policy = Annotated[str, Field(pattern="^[1-9][0-9]{0,3}d$", description="Days after which a new value is due.")]
 _Name = Annotated[
     str,
@@ -83,8 +84,8 @@ class _FieldsRequest(Document):
     injection_kind: Kind | None = None
     binding_key: Annotated[str, Field(max_length=128)] | None = None
     target_host: Annotated[str, Field(max_length=261, description="host or host:port")] | None = None
-    mcp_server_id: _SubjectId | None = None
-    agent_id: _SubjectId | None = None
+    mcp_server_id: SubjectId | None = None
+    agent_id: SubjectId | None = None
 
     def fields(self) -> Fields:
         """As the use case takes them."""

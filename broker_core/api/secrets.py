@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Header, Path, Query, Response
+from fastapi import APIRouter, Header, Path, Response
 from pydantic import SecretStr
 
-from broker_core.administer import LARGEST_PAGE, NewSecret
+from broker_core.administer import NewSecret
 from broker_core.api.bodies import StrictRoute
-from broker_core.api.callers import Caller, Role, allow
 from broker_core.api.described import problems
+from broker_core.api.parameters import Admin, Cursor, Limit, OnSurface
 from broker_core.api.schemas import (
     AcceptedSecretAnswer,
     CreateRequest,
@@ -20,15 +20,12 @@ from broker_core.api.schemas import (
     SecretAnswer,
     SecretsAnswer,
 )
-from broker_core.api.surface import Surface, surface_of
 from broker_core.intake import Receipt
 from broker_core.model import SecretStatus
 from broker_core.secret import Plaintext
 
 router = APIRouter(route_class=StrictRoute, tags=["secrets"])
 
-Admin = Annotated[Caller, Depends(allow(role=Role.ADMIN))]
-OnSurface = Annotated[Surface, Depends(surface_of)]
 SecretId = Annotated[UUID, Path(alias="id", description="The secret's id.")]
 IdempotencyKey = Annotated[
     str | None,
@@ -72,8 +69,8 @@ def list_secrets(
     caller: Admin,
     surface: OnSurface,
     status: SecretStatus | None = None,
-    cursor: Annotated[UUID | None, Query(description="`nextCursor` of the page before.")] = None,
-    limit: Annotated[int, Query(ge=1, le=LARGEST_PAGE)] = 50,
+    cursor: Cursor = None,
+    limit: Limit = 50,
 ) -> SecretsAnswer:
     """The workspace's secrets, oldest id first."""
     page = surface.app.administer.secrets(caller.workspace_id, status=status, after=cursor, limit=limit)

@@ -9,14 +9,13 @@ from fastapi import APIRouter, Depends, Path
 from broker_core.api.bodies import StrictRoute
 from broker_core.api.callers import Caller, allow
 from broker_core.api.described import problems
+from broker_core.api.parameters import OnSurface
 from broker_core.api.schemas import WorkspaceAnswer, WorkspaceRequest
-from broker_core.api.surface import Surface, surface_of
 from broker_core.errors import NotFound
 
 router = APIRouter(route_class=StrictRoute, tags=["workspaces"])
 
 Platform = Annotated[Caller, Depends(allow(scope="broker:platform"))]
-OnSurface = Annotated[Surface, Depends(surface_of)]
 WorkspaceId = Annotated[str, Path(alias="id", description="The token's workspace.")]
 
 

@@ -12,8 +12,8 @@ from uuid import UUID
 import click
 
 from broker_core import events
+from broker_core.advice import what_to_do
 from broker_core.bootstrap import App
-from broker_core.byok import what_to_do
 from broker_core.cli.common import REFUSED, app, exit_codes, read, show
 from broker_core.errors import Invalid
 from broker_core.inject.call import Call

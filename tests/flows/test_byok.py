@@ -7,7 +7,8 @@ from uuid import uuid4
 import pytest
 from structlog.testing import capture_logs
 
-from broker_core.byok import Byok, warnings_for, what_to_do
+from broker_core.advice import warnings_for, what_to_do
+from broker_core.byok import Byok
 from broker_core.errors import (
     AuditUnavailable,
     Conflict,
