@@ -7,12 +7,15 @@ what happened. Rows hold ids, names and codes; never a value, a header or a body
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from uuid import UUID
 
 from broker_core.errors import Receipt
 from broker_core.model import CipherName, Purpose
+
+_SESSION = re.compile(r"axiorank-[a-z]{1,16}-([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})")
 
 
 class Outcome(StrEnum):
@@ -56,3 +59,15 @@ class Result:
     receipt: Receipt = field(default_factory=Receipt)
     upstream_status: int | None = None
     redactions: int | None = None
+
+
+def session_name(purpose: Purpose, audit_id: UUID) -> str:
+    """The RoleSessionName of a use, by which the customer's CloudTrail leads to its row: at most 53 of the 64
+    characters that STS allows."""
+    return f"axiorank-{purpose.value}-{audit_id}"
+
+
+def audit_id_in(name: str) -> UUID | None:
+    """The row that such a name leads to; None for any other name."""
+    found = _SESSION.fullmatch(name)
+    return UUID(found[1]) if found else None

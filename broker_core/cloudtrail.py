@@ -10,18 +10,16 @@ What this can and cannot show: a trail holds what AWS delivered (minutes late, o
 AssumeRole that was refused across accounts is written to the caller's account only, so never to the customer's. Imports
 no AWS or database library of the product's.
 
-https://docs.aws.amazon.com/awscloudtrail/latest/userguide/cloudtrail-event-reference-record-contents.html
 https://docs.aws.amazon.com/kms/latest/developerguide/logging-using-cloudtrail.html
 """
 
 from __future__ import annotations
 
 import json
-import re
 import sqlite3
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from types import TracebackType
@@ -29,17 +27,14 @@ from typing import Any, Self
 from uuid import UUID
 
 from broker_core import context
-from broker_core.audit import Outcome
+from broker_core.audit import Outcome, audit_id_in, session_name
 from broker_core.errors import Invalid
 from broker_core.model import Purpose
 from broker_core.ports import Use
+from broker_core.trail_calls import TrailCall, call_of
 
 #: how late CloudTrail may deliver: what is missing at the end of a trail may only be on its way
 DELIVERY = timedelta(minutes=15)
-_SESSION = re.compile(
-    r"axiorank-(?P<purpose>[a-z]{1,16})-(?P<audit>[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})"
-)
-_SOURCES = {"kms.amazonaws.com", "sts.amazonaws.com"}
 
 
 class Verdict(StrEnum):
@@ -59,23 +54,6 @@ class Missing(StrEnum):
     LATE = "may_come_late"  # so near to its end that AWS may still deliver it
     REFUSED_ROLE = "refused_assume_role"  # CloudTrail writes those to the caller's account only
     OURS_ONLY = "ours_only"
-
-
-@dataclass(frozen=True)
-class TrailCall:
-    """One call in the customer's trail, as far as it matters here. ``time`` is UTC, to the second as AWS writes it.
-    ``principal``: who made it, where that was not our role."""
-
-    event_id: str
-    request_id: str
-    event_name: str
-    time: datetime
-    region: str
-    session_name: str | None
-    error_code: str | None
-    key_arn: str | None
-    encryption_context: Mapping[str, str] = field(default_factory=dict)
-    principal: str | None = None
 
 
 @dataclass(frozen=True)
@@ -117,80 +95,6 @@ class Summary:
         """Whether every use of the key for our secrets belongs to a use that we recorded. (Look at ``unanswered`` ones:
         a lost answer and a call that was kept quiet look the same.)"""
         return self.theirs_only == self.other_principals == 0
-
-
-def call_of(record: Mapping[str, Any], roles: Collection[str]) -> TrailCall | None:
-    """The call that a CloudTrail record shows: one of ``roles`` (ARNs) made it, or was assumed by it; or somebody else
-    made it, it worked, and it was under a context of ours.
-
-    Raises KeyError, TypeError or ValueError for a record that is not shaped as CloudTrail documents it.
-    """
-    if record.get("eventSource") not in _SOURCES:
-        return None
-    is_assume = record["eventSource"].startswith("sts") and record["eventName"] == "AssumeRole"
-    asked = record.get("requestParameters") or {}
-    role, session = (
-        _session_of(record["userIdentity"]) if not is_assume else (asked.get("roleArn"), asked.get("roleSessionName"))
-    )
-    bound = _context_in(asked)
-    is_ours = role in roles
-    if not is_ours and (context.WORKSPACE_KEY not in bound or record.get("errorCode") is not None):
-        return None
-    return TrailCall(
-        event_id=_text(record["eventID"]),
-        request_id=_text(record.get("requestID") or ""),
-        event_name=_text(record["eventName"]),
-        time=_time_of(record["eventTime"]),
-        region=_text(record["awsRegion"]),
-        session_name=_optional(session),
-        error_code=_optional(record.get("errorCode")),
-        key_arn=_key_of(record),
-        encryption_context=bound,
-        principal=None if is_ours else _principal_of(record["userIdentity"]),
-    )
-
-
-def _text(given: object) -> str:
-    if not isinstance(given, str):
-        raise TypeError("not a text")
-    given.encode()  # half of a surrogate pair is none either
-    return given
-
-
-def _optional(given: object) -> str | None:
-    return None if given is None else _text(given)
-
-
-def _context_in(asked: Mapping[str, Any]) -> dict[str, str]:
-    """The context of the call; of ReEncrypt, which has two, the one that the ciphertext is opened under."""
-    found = asked.get("encryptionContext") or asked.get("sourceEncryptionContext") or {}
-    return {_text(name): _text(value) for name, value in dict(found).items()}
-
-
-def _principal_of(identity: Mapping[str, Any]) -> str:
-    """An ARN, or what there is where CloudTrail has none: an account, or a service."""
-    return _text(identity.get("arn") or identity.get("invokedBy") or identity.get("accountId") or identity["type"])
-
-
-def _time_of(text: str) -> datetime:
-    """As AWS writes it: UTC, to the second. (``strptime`` would take longer than all the rest.)"""
-    if len(text) != 20 or not text.endswith("Z"):
-        raise ValueError("not a time of CloudTrail's")
-    return datetime.fromisoformat(text)
-
-
-def _session_of(identity: Mapping[str, Any]) -> tuple[str | None, str | None]:
-    """The role's ARN and the session's name of an AssumedRole caller."""
-    if identity.get("type") != "AssumedRole":
-        return None, None
-    issuer = (identity.get("sessionContext") or {}).get("sessionIssuer") or {}
-    return issuer.get("arn"), str(identity["arn"]).rpartition("/")[2]
-
-
-def _key_of(record: Mapping[str, Any]) -> str | None:
-    """The key that the call was of: CloudTrail lists it as a resource."""
-    arns = [_text(resource.get("ARN") or "") for resource in record.get("resources") or ()]
-    return next((arn for arn in arns if ":kms:" in arn and ":key/" in arn), None)
 
 
 class Matching:
@@ -265,7 +169,7 @@ class Matching:
                 session_name=row["session"],
                 time=_moment(row["time"]),
                 error_code=row["error"],
-                audit_id=_audit_of(row["session"]),
+                audit_id=audit_id_in(row["session"] or ""),
                 key_arn=row["key_arn"],
                 principal=row["principal"],
                 verdict=Verdict(row["verdict"]),
@@ -306,13 +210,8 @@ def _checked(record: Mapping[str, Any], roles: Collection[str]) -> TrailCall | N
         raise Invalid({"--cloudtrail": "a record is not shaped as CloudTrail documents it"}) from None
 
 
-def _audit_of(session_name: str | None) -> UUID | None:
-    found = _SESSION.fullmatch(session_name or "")
-    return UUID(found["audit"]) if found else None
-
-
 def _call_values(call: TrailCall) -> dict[str, Any]:
-    audit = _audit_of(call.session_name)
+    audit = audit_id_in(call.session_name or "")
     return {
         "event_id": call.event_id,
         "request_id": call.request_id,
@@ -335,7 +234,7 @@ def _use_values(use: Use) -> dict[str, Any]:
         "session": receipt.session_name if receipt else None,
         "assume_id": receipt.assume_request_id if receipt else None,
         "kms_id": receipt.kms_request_id if receipt else None,
-        "own_session": f"axiorank-{use.intent.purpose.value}-{use.intent.id}",
+        "own_session": session_name(use.intent.purpose, use.intent.id),
         "kms_name": _kms_name(use),
         **_bound(_context_of(use)),
         "error": use.result.aws_code or None if use.result and use.result.outcome is not Outcome.OK else None,

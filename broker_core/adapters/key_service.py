@@ -32,6 +32,7 @@ from broker_core.adapters.kms import (
 )
 from broker_core.adapters.limits import Breaker, Lanes, NotAnswering
 from broker_core.adapters.sessions import Assumed, ControlRole, SessionSource, SharedSessions, StrictSessions
+from broker_core.audit import session_name
 from broker_core.context import associated_data
 from broker_core.envelope import Random, decrypt_value, encrypt_value, kms_part
 from broker_core.errors import Denied, KeyServiceError, KeyState, Receipt, Transient
@@ -150,7 +151,7 @@ class KmsKeyService:
     def _ask_role(self, use: KeyUse, external_id: str | None, policy: Policy, deadline: float) -> tuple[Reply, Receipt]:
         """One AssumeRole. Raises KeyServiceError with the receipt of the attempt."""
         connection = use.connection
-        name = f"axiorank-{use.purpose}-{use.audit_id}"  # at most 53 of the 64 characters that STS allows
+        name = session_name(use.purpose, use.audit_id)
         wanted = {"RoleArn": connection.role_arn, "RoleSessionName": name}
         if external_id is not None:
             wanted["ExternalId"] = external_id

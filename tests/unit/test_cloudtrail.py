@@ -16,10 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker_core.audit import Intent, Outcome, Result
-from broker_core.cloudtrail import Matching, Missing, Verdict, call_of
+from broker_core.cloudtrail import Matching, Missing, Verdict
 from broker_core.errors import Invalid, Receipt
 from broker_core.model import CipherName, Purpose
 from broker_core.ports import Use
+from broker_core.trail_calls import call_of
 
 ROLE = "arn:aws:iam::222222222222:role/axiorank-byok"
 KEY = "arn:aws:kms:eu-west-1:222222222222:key/11111111-2222-3333-4444-555555555555"
