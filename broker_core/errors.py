@@ -37,7 +37,7 @@ from uuid import UUID
 
 
 class KeyState(StrEnum):
-    """Why a key could not be used. The first six are the customer's side (INV-8)."""
+    """Why a key could not be used; see ``CUSTOMER_SIDE``."""
 
     ACCESS_DENIED = "access_denied"
     ROLE_REFUSED = "role_refused"
@@ -48,6 +48,17 @@ class KeyState(StrEnum):
     INTEGRITY = "integrity"
     MISCONFIGURED = "misconfigured"
     TRANSIENT = "transient"
+
+
+#: the states that make a secret "affected" (INV-8); the others blame nobody
+CUSTOMER_SIDE = (
+    KeyState.ACCESS_DENIED,
+    KeyState.ROLE_REFUSED,
+    KeyState.KEY_DISABLED,
+    KeyState.KEY_PENDING_DELETION,
+    KeyState.KEY_STATE,
+    KeyState.KEY_GONE,
+)
 
 
 class Denier(StrEnum):
@@ -66,6 +77,11 @@ class Receipt:
     session_name: str | None = None
     assume_request_id: str | None = None
     kms_request_id: str | None = None
+
+    @property
+    def request_id(self) -> str | None:
+        """Of the last call that was answered: KMS's, or else that of AssumeRole."""
+        return self.kms_request_id or self.assume_request_id
 
 
 class BrokerError(Exception):

@@ -290,7 +290,7 @@ def _failure(due: DueMove, error: KeyServiceError) -> Failure:
         secret_id=due.secret_id,
         state=error.state,
         aws_code=error.aws_code,
-        request_id=error.receipt.kms_request_id or error.receipt.assume_request_id,
+        request_id=error.receipt.request_id,
         found_by=FoundBy.CHECK,
     )
 

@@ -25,23 +25,14 @@ from uuid import UUID
 from broker_core import context, telemetry
 from broker_core.audit import Intent, Outcome, Result
 from broker_core.canary import CANARY_BYTES, Canaries, result_of
-from broker_core.errors import BrokerError, KeyServiceError, KeyState, Transient, Unavailable
+from broker_core.errors import CUSTOMER_SIDE, BrokerError, KeyServiceError, KeyState, Unavailable
 from broker_core.model import Connection, FoundBy, Purpose
 from broker_core.ports import AuditStore, Clock, DueCheck, DueProbe, Failure, KeyService, KeyUse, SweepStore
 from broker_core.secret import Plaintext
 from broker_core.verification import Verifier
 
 #: states that say something of the role or the key, and so of every secret under it
-CONNECTION_WIDE = frozenset(
-    {
-        KeyState.ROLE_REFUSED,
-        KeyState.KEY_DISABLED,
-        KeyState.KEY_PENDING_DELETION,
-        KeyState.KEY_STATE,
-        KeyState.KEY_GONE,
-    }
-)
-_BLAMES_NOBODY = frozenset({KeyState.INTEGRITY, KeyState.MISCONFIGURED})
+CONNECTION_WIDE = frozenset(CUSTOMER_SIDE) - {KeyState.ACCESS_DENIED}
 #: no answer this many times in a row: the rest of a connection's batch waits, so that a dead KMS costs little time
 _MOST_SILENCES = 2
 #: a check that was begun with its batch, and then not asked
@@ -233,11 +224,11 @@ class _Record:
         fault of ours. Raises Unavailable."""
         if failure.state is KeyState.TRANSIENT:
             return True
-        if failure.state in _BLAMES_NOBODY:
+        if failure.state not in CUSTOMER_SIDE:
             self._tell_operator(f"sweep.{failure.state.value}", failure)
         elif failure.state in CONNECTION_WIDE and failure.connection_id is not None:
             failure = replace(failure, secret_id=None)
-        if failure.secret_id is None and failure.state not in _BLAMES_NOBODY and self.brakes():
+        if failure.secret_id is None and failure.state in CUSTOMER_SIDE and self.brakes():
             return False
         self._store.open_failure(failure, self._limits.announce_after)
         return True
@@ -286,9 +277,9 @@ def _failure(connection: Connection, secret_id: UUID | None, error: KeyServiceEr
         workspace_id=connection.workspace_id,
         connection_id=connection.id,
         secret_id=secret_id,
-        state=KeyState.TRANSIENT if isinstance(error, Transient) else error.state,
+        state=error.state,
         aws_code=error.aws_code,
-        request_id=error.receipt.kms_request_id or error.receipt.assume_request_id,
+        request_id=error.receipt.request_id,
         found_by=found_by,
     )
 

@@ -116,7 +116,7 @@ class Scene:
             see(not self._stack.upstream.requests, "nothing reached the upstream")
             return {
                 "refused": f"{error.state.value} (AWS: {error.aws_code})",
-                "requestId": error.receipt.kms_request_id or error.receipt.assume_request_id,
+                "requestId": error.receipt.request_id,
             }
         raise NotSeen("the injection was not refused")
 

@@ -128,9 +128,7 @@ class Story(Scene):
         """Connect, and look at the steps and at the audit rows."""
         found = self._connect(self._customer)
         uses = self._uses("verify")
-        named = {
-            use.result.receipt.kms_request_id or use.result.receipt.assume_request_id for use in uses if use.result
-        }
+        named = {use.result.receipt.request_id for use in uses if use.result}
         asked = {step.request_id for step in found.steps if step.request_id}
         see(bool(asked) and asked <= named, "every answer of AWS's in the steps is in the audit log")
         steps = {step.name: f"{step.outcome.value} {step.aws_code}".strip() for step in found.steps}

@@ -70,7 +70,7 @@ def failure_of(use: OneUse, error: KeyServiceError) -> Failure:
         secret_id=use.intent.secret_id,
         state=error.state,
         aws_code=error.aws_code,
-        request_id=error.receipt.kms_request_id or error.receipt.assume_request_id,
+        request_id=error.receipt.request_id,
         found_by=FoundBy.INJECT,
     )
 

@@ -9,6 +9,7 @@ from uuid import UUID
 import uuid_utils.compat as uuid_utils
 from psycopg.types.json import Jsonb
 
+from broker_core import errors
 from broker_core.audit import Intent, Result
 from broker_core.injection import Injection, Kind
 from broker_core.model import Connection, Event, EventState, EventType, Setting, StepOutcome, StepResult
@@ -22,8 +23,8 @@ EVENT_COLUMNS = """e.id, e.workspace_id, e.secret_id, e.source, e.event_id, e.ty
 CONNECTION_COLUMNS = """c.id AS connection_id, c.workspace_id AS connection_workspace_id, c.role_arn, c.external_id,
     c.key_arn"""
 
-#: the states that make a secret "affected" (INV-8), for ``IN``
-CUSTOMER_SIDE = "('access_denied', 'role_refused', 'key_disabled', 'key_pending_deletion', 'key_state', 'key_gone')"
+#: ``errors.CUSTOMER_SIDE``, for ``IN``
+CUSTOMER_SIDE = "('" + "', '".join(errors.CUSTOMER_SIDE) + "')"
 
 #: when the rotation of a row of broker_secrets is due, as ``model.rotation_due`` says it; NULL without a policy.
 #: Written as the index is
