@@ -517,6 +517,14 @@ Index(
     reencryption_items.c.due_at,
     postgresql_where=text("outcome IS NULL"),
 )
+Index(
+    "reencryption_items_source_idx",
+    reencryption_items.c.workspace_id,
+    reencryption_items.c.reencryption_id,
+    reencryption_items.c.connection_id,
+    reencryption_items.c.due_at,
+    postgresql_where=text("outcome IS NULL"),
+)
 
 #: every use of a value or key: the intent is the row, the outcome fills it. No foreign keys: an audit row outlives all
 audit_log = Table(

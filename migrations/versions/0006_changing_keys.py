@@ -52,6 +52,8 @@ CREATE TABLE reencryption_items (
     CONSTRAINT reencryption_items_settled_check CHECK ((outcome IS NULL) = (settled_at IS NULL))
 );
 CREATE INDEX reencryption_items_due_idx ON reencryption_items (reencryption_id, due_at) WHERE outcome IS NULL;
+CREATE INDEX reencryption_items_source_idx ON reencryption_items (workspace_id, reencryption_id, connection_id, due_at)
+    WHERE outcome IS NULL;
 """
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from broker_core.adapters.store import Database, Store
 from broker_core.adapters.store.moves import _CLAIM as _CLAIM_MOVE
+from broker_core.adapters.store.moves import _READY
 from broker_core.adapters.store.proof import _CLAIM as _CLAIM_ITEM
 from broker_core.adapters.store.sweep import _BUDGETS, _DUE_PROBES
 from broker_core.audit import Intent
@@ -140,15 +141,16 @@ class TestOfAllSecrets:
 @pytest.mark.parametrize(
     ("claim", "indexes"),
     [
+        (_READY, {"reencryption_items_source_idx"}),
         (_CLAIM_MOVE, {"reencryption_items_due_idx"}),
         (_CLAIM_ITEM, {"lockout_proof_items_due_idx", "lockout_proof_items_leased_idx"}),
     ],
-    ids=["re-encryption", "proof"],
+    ids=["re-encryption, from where", "re-encryption", "proof"],
 )
 def test_the_next_secret_comes_from_an_index(store: Store, clean_database: str, claim: str, indexes: set[str]) -> None:
     """A claim sorts nothing, and looks through nothing: of 100,000 secrets each one's claim would meet all that are
     left."""
-    values = {"workspace_id": WORKSPACE, "id": uuid4(), "lease": 60.0}
+    values = {"workspace_id": WORKSPACE, "id": uuid4(), "lease": 60.0, "cost": 0.2}
     values |= {"sources": [uuid4()], "connection_id": uuid4()}
     with psycopg.connect(plain(clean_database)) as connection:
         for detour in ("seqscan", "bitmapscan", "sort"):

@@ -57,7 +57,8 @@ _RUNNING = _PROGRESS.format(
 )
 
 # Nothing is claimed while the current key is known to fail: its probe says when that is over. An older key that fails
-# is asked all the same, since its no is the answer.
+# is asked all the same, since its no is the answer. What is due first is read off an index, whatever the statistics say;
+# whether anything is due would be looked for among all that are left, for each connection that has nothing.
 _READY = """
     SELECT c.id, c.id = w.connection_id AS is_current
     FROM workspaces w JOIN byok_connections c ON c.workspace_id = w.id
@@ -67,10 +68,10 @@ _READY = """
             SELECT FROM decrypt_failures f
             WHERE f.workspace_id = c.workspace_id AND f.connection_id = c.id AND f.secret_id IS NULL
                 AND f.ended_at IS NULL)
-            ELSE EXISTS (
-            SELECT FROM reencryption_items i
+            ELSE now() >= (
+            SELECT min(i.due_at) FROM reencryption_items i
             WHERE i.workspace_id = c.workspace_id AND i.reencryption_id = %(id)s AND i.connection_id = c.id
-                AND i.outcome IS NULL AND i.due_at <= now()) END
+                AND i.outcome IS NULL) END
     FOR NO KEY UPDATE OF c SKIP LOCKED"""
 _CLAIM = f"""
     WITH chosen AS (
