@@ -29,7 +29,8 @@ Statement = tuple[str, Mapping[str, Any]]
 Connection = psycopg.Connection[Any]
 _Answer = TypeVar("_Answer")
 
-#: milliseconds; a statement of ours that runs longer is wrong, and a lock that is held longer belongs to a dead worker
+#: milliseconds; a statement of ours that runs longer is wrong (but for ``shared.UNHURRIED``), and a lock that is held
+#: longer belongs to a dead worker
 _TIMEOUTS = "-c lock_timeout=3000 -c statement_timeout=10000 -c idle_in_transaction_session_timeout=20000"
 #: a server that is gone cannot end a statement: then TCP does, after 15 s that nothing was acknowledged or is answered
 _LIVENESS = {"tcp_user_timeout": 15_000, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}

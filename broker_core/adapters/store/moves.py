@@ -57,8 +57,8 @@ _RUNNING = _PROGRESS.format(
 )
 
 # Nothing is claimed while the current key is known to fail: its probe says when that is over. An older key that fails
-# is asked all the same, since its no is the answer. What is due first is read off an index, whatever the statistics say;
-# whether anything is due would be looked for among all that are left, for each connection that has nothing.
+# is asked all the same, since its no is the answer. What is due first is read off an index, whatever the statistics
+# say; whether anything is due would be looked for among all that are left, for each connection that has nothing.
 _READY = """
     SELECT c.id, c.id = w.connection_id AS is_current
     FROM workspaces w JOIN byok_connections c ON c.workspace_id = w.id
