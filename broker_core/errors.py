@@ -37,7 +37,7 @@ from uuid import UUID
 
 
 class KeyState(StrEnum):
-    """Why a key could not be used; see ``CUSTOMER_SIDE``."""
+    """Why a key could not be used. The first six are the customer's side (INV-8)."""
 
     ACCESS_DENIED = "access_denied"
     ROLE_REFUSED = "role_refused"
@@ -50,7 +50,7 @@ class KeyState(StrEnum):
     TRANSIENT = "transient"
 
 
-#: the states that make a secret "affected" (INV-8); the others blame nobody
+#: the states that make a secret "affected"; the others blame nobody
 CUSTOMER_SIDE = (
     KeyState.ACCESS_DENIED,
     KeyState.ROLE_REFUSED,
