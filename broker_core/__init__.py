@@ -30,7 +30,7 @@ The flows
     notices   what owners are told is written together with what it tells of (an outbox) ──▶ notifications.py ──▶ the
               platform's endpoint, signed, at least once
 
-Where to read: ``model.py`` for the nouns and states, ``ports.py`` for what each part promises, then one use case at a
+Where to read: ``model.py`` for the nouns and states, ``ports/`` for what each part promises, then one use case at a
 time; ``bootstrap.py`` wires them. Errors and who reacts to each: ``errors.py``.
 
     ways in     api/ (HTTP), cli/ (the command), workers/ (queue), intake.py (producers in Python); they only translate
