@@ -30,14 +30,22 @@ The flows
     notices   what owners are told is written together with what it tells of (an outbox) ──▶ notifications.py ──▶ the
               platform's endpoint, signed, at least once
 
+    admins    administer.py: secrets by hand (each change of a value is an event of our own, through intake.py), the
+              audit log, workspaces
+
+    ticks     workers/scheduler.py rings, once a period, for the reconciler (custody.py: whatever was accepted reaches
+              an end), for probes and checks, and for proofs, re-encryptions and notices to go on
+
 Where to read: ``model.py`` for the nouns and states, ``ports/`` for what each part promises, then one use case at a
 time; ``bootstrap.py`` wires them. Errors and who reacts to each: ``errors.py``.
 
     ways in     api/ (HTTP), cli/ (the command), workers/ (queue), intake.py (producers in Python); they only translate
-    use cases   intake, custody, inject/, sweep, byok (canary, verification), administer, reports, proof, reencrypt,
-                notifications, rates (how much one workspace may ask for)
-    pure        secret, context, envelope, events, injection, policies, advice, revocation, export, proof_document,
-                proof_page, notice_signature, aws_names, byok_setup, setup_documents/
+    wiring      bootstrap; settings, settings_checks; observability (logs, traces and metrics of a process)
+    use cases   intake, custody, inject/, sweep, byok (canary, verification), byok_setup, administer, reports, proof,
+                reencrypt, cloudtrail, notifications, rates (how much one workspace may ask for)
+    nouns       model, injection, events, audit, errors, secret; ports/; telemetry (names of spans and log lines)
+    pure        context, envelope, policies, advice, revocation, export, proof_document, proof_page, notice_signature,
+                trail_calls, aws_names, setup_documents/
     adapters/   PostgreSQL, Redis, KMS and STS, the way out to upstreams, the webhook: each behind a port
     dev/        the local stack; nothing in production needs it
 
