@@ -1,26 +1,29 @@
 """Every error of the broker, and who reacts to each how.
 
-    BrokerError
-    ├── ConfigurationError          the operator mends a setting; the process does not start
+    BrokerError                     a fault of ours where it is none of these: 500, the operator looks at the log
+    ├── ConfigurationError          the operator mends a setting; the process does not start (exit 78), or answers 503
     ├── Refused                     the caller changes the request; never retried
-    │   ├── Invalid                 422, names the fields
+    │   ├── Invalid                 422 (or 400 invalid_json, 413 too_large), names the fields
     │   ├── NotFound                404, also for what belongs to another workspace
     │   ├── Conflict                409: name_taken, version_taken, conflict
     │   ├── Unauthorized            401: no token, or none that counts
     │   ├── Forbidden               403: forbidden, plan_required
     │   ├── RateLimited             429, with the seconds to wait
     │   └── InjectionRefused        403: nothing was assumed, decrypted or sent
-    ├── KeyServiceError             the key could not be used; `state` says whose side it is on
+    ├── KeyServiceError             the key could not be used; `state` says whose side it is on. An agent sees 424
     │   ├── Denied                  the customer's side said no: affected, no retry in seconds
     │   ├── Misconfigured           the owner or the operator mends a setting; nobody is "affected"
     │   ├── Integrity               blob, context and key do not belong together: alarm the operator
     │   │   └── WrongKey            the same: KMS used another key than the stored one
-    │   └── Transient               try again; never "affected"
+    │   └── Transient               503, try again (a worker does, within seconds); never "affected"
     │       └── Busy                the same, and nothing was asked: this connection has its share of uses under way
-    ├── Unavailable                 one of our own parts is away; try again, nothing was lost
+    ├── Unavailable                 503: one of our own parts is away; try again (a worker does), nothing was lost
     │   └── AuditUnavailable        the intent could not be written, so nothing was released
     ├── UpstreamError               502/504: the one request was not answered; it is never sent twice
     └── ClientGone                  nobody waits for the answer any more: nothing is answered
+
+A few modules have a kind of their own of one of these (the store's ``Taken``, ``NotAnswering`` of ``limits``,
+``NotStarted`` of ``exec``): whoever catches it is beside it, for everybody else it is its parent.
 
 An error carries a code, ids and field names. It never carries a value, a header, a body or the text of a foreign
 exception: such text can hold a value (INV-1). Raise with ``from None`` wherever the cause could.
