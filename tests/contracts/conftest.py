@@ -13,15 +13,21 @@ from broker_core.model import Connection
 from tests.fakes_store import FakeStore
 
 
+@pytest.fixture
+def which_database() -> str:
+    """The fixture of the database for ``store``: here one that may hold rows of other workspaces."""
+    return "database_url"
+
+
 @pytest.fixture(params=["fake", "sql"])
-def store(request: pytest.FixtureRequest) -> Iterator[Any]:
+def store(request: pytest.FixtureRequest, which_database: str) -> Iterator[Any]:
     """A store with no rows of this test's workspaces in it."""
     if request.param == "fake":
         yield FakeStore(lambda: datetime.now(UTC))
         return
     from broker_core.adapters.store import Database, Store
 
-    database = Database(request.getfixturevalue("database_url"))
+    database = Database(request.getfixturevalue(which_database))
     yield Store(database)
     database.close()
 

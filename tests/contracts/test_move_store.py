@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -15,24 +14,16 @@ from broker_core.audit import Intent
 from broker_core.errors import Conflict, KeyState, NotFound
 from broker_core.model import Blob, CipherName, Connection, ConnectionStatus, EventType, Purpose
 from broker_core.ports import DueMove, MoveOutcome, Reencryption
-from tests.fakes_store import FakeStore
 from tests.store_setup import OK, age_connection, connected, draft, failure, new_connection, stored
 
 FAST = 1000.0
 MOVED = Blob(CipherName.KMS_ENVELOPE, b"under the new key")
 
 
-@pytest.fixture(params=["fake", "sql"])
-def store(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """A store without any row: re-encryptions that run are listed for all workspaces."""
-    if request.param == "fake":
-        yield FakeStore(lambda: datetime.now(UTC))
-        return
-    from broker_core.adapters.store import Database, Store
-
-    database = Database(request.getfixturevalue("clean_database"))
-    yield Store(database)
-    database.close()
+@pytest.fixture
+def which_database() -> str:
+    """One without any row: re-encryptions that run are listed for all workspaces."""
+    return "clean_database"
 
 
 def replaced(store: Any, workspace: str, *names: str) -> tuple[Connection, Connection]:

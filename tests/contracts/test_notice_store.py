@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
@@ -14,7 +13,6 @@ from broker_core.audit import Outcome, Result
 from broker_core.errors import KeyState
 from broker_core.events import NOTICE_FIELDS, Notice, NoticeType
 from broker_core.model import EventState, EventType, FoundBy
-from tests.fakes_store import FakeStore
 from tests.store_setup import (
     age_event,
     age_failures,
@@ -31,17 +29,10 @@ DAY = 86_400.0
 FAILED = Result(Outcome.FAILED)
 
 
-@pytest.fixture(params=["fake", "sql"])
-def store(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """A store without any row: the outbox is everybody's."""
-    if request.param == "fake":
-        yield FakeStore(lambda: datetime.now(UTC))
-        return
-    from broker_core.adapters.store import Database, Store
-
-    database = Database(request.getfixturevalue("clean_database"))
-    yield Store(database)
-    database.close()
+@pytest.fixture
+def which_database() -> str:
+    """One without any row: the outbox is everybody's."""
+    return "clean_database"
 
 
 def told(store: Any) -> list[Notice]:

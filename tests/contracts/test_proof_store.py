@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -14,7 +13,6 @@ import pytest
 from broker_core.errors import Conflict, KeyState, NotFound, Receipt
 from broker_core.model import CipherName, Connection, EventState, EventType
 from broker_core.ports import Ask, AskKind, DueItem, Proof, ProofOutcome
-from tests.fakes_store import FakeStore
 from tests.store_setup import DENIED, age_connection, begun, connected, draft, stored
 
 NOW = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
@@ -29,17 +27,10 @@ ASK = Ask(
 FAST = 1000.0
 
 
-@pytest.fixture(params=["fake", "sql"])
-def store(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """A store without any row: proofs that run are listed for all workspaces."""
-    if request.param == "fake":
-        yield FakeStore(lambda: datetime.now(UTC))
-        return
-    from broker_core.adapters.store import Database, Store
-
-    database = Database(request.getfixturevalue("clean_database"))
-    yield Store(database)
-    database.close()
+@pytest.fixture
+def which_database() -> str:
+    """One without any row: proofs that run are listed for all workspaces."""
+    return "clean_database"
 
 
 def started(store: Any, workspace: str, connection_id: UUID | None = None) -> Proof:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import UTC, datetime
 from threading import Barrier
 from typing import Any
 from uuid import UUID
@@ -15,7 +13,6 @@ from broker_core.audit import Outcome, Result
 from broker_core.errors import BrokerError, KeyState
 from broker_core.model import Connection, FoundBy, Purpose, SecretStatus, StepOutcome, StepResult
 from broker_core.ports import DueCheck
-from tests.fakes_store import FakeStore
 from tests.store_setup import (
     CANARY,
     DENIED,
@@ -33,17 +30,10 @@ from tests.store_setup import (
 DAY = 86_400.0
 
 
-@pytest.fixture(params=["fake", "sql"])
-def store(request: pytest.FixtureRequest) -> Iterator[Any]:
-    """A store without any row: the sweep looks at all workspaces."""
-    if request.param == "fake":
-        yield FakeStore(lambda: datetime.now(UTC))
-        return
-    from broker_core.adapters.store import Database, Store
-
-    database = Database(request.getfixturevalue("clean_database"))
-    yield Store(database)
-    database.close()
+@pytest.fixture
+def which_database() -> str:
+    """One without any row: the sweep looks at all workspaces."""
+    return "clean_database"
 
 
 def probed(store: Any, limit: int = 100) -> list[UUID]:
