@@ -162,11 +162,10 @@ class Intake:
     def _split(self, draft: Draft, view: memoryview) -> Draft:
         """Put the ciphertext into the claim box; the draft that comes back holds the other half."""
         key = self._random(envelope.KEY_BYTES)
-        split = replace(draft, claim_id=secrets.token_urlsafe(18), claim_key=key)
-        assert split.claim_id is not None  # noqa: S101 - set in the line above
-        sealed = envelope.seal(key, view, claim_binding(split.workspace_id, split.name, split.claim_id))
-        self._claims.put(split.claim_id, sealed, self._ttl_seconds)
-        return split
+        claim_id = secrets.token_urlsafe(18)
+        sealed = envelope.seal(key, view, claim_binding(draft.workspace_id, draft.name, claim_id))
+        self._claims.put(claim_id, sealed, self._ttl_seconds)
+        return replace(draft, claim_id=claim_id, claim_key=key)
 
     def _accept_split(self, draft: Draft) -> Accepted:
         """Write the row. A claim without a row is deleted, unless the commit may have happened: then it expires."""

@@ -21,6 +21,9 @@ from broker_core.settings import Settings
 
 REFUSED, AWAY, WRONG_SETTING = 1, 69, 78
 
+#: of commands that are about one workspace
+workspace_option = click.option("--workspace", required=True, help="The workspace's id.")
+
 
 @contextmanager
 def exit_codes() -> Iterator[None]:
@@ -46,9 +49,9 @@ def settings() -> Settings:
 
 
 @contextmanager
-def app(service_name: str) -> Iterator[App]:
+def app() -> Iterator[App]:
     """An App for one command, closed at its end. Raises ConfigurationError."""
-    finish = start_process(service_name, os.environ)
+    finish = start_process("axiorank-broker-cli", os.environ)
     try:
         built = build_app(settings())
         try:
@@ -72,6 +75,11 @@ def show(document: Any) -> None:
 def as_json(document: Any) -> str:
     """The same as text."""
     return json.dumps(_plain(document), indent=2, ensure_ascii=False)
+
+
+def present(described: dict[str, Any]) -> dict[str, Any]:
+    """What is there: as in an answer of the HTTP surface, a field that is None is left out."""
+    return {name: value for name, value in described.items() if value is not None}
 
 
 def _plain(given: Any) -> Any:

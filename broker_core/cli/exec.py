@@ -103,7 +103,7 @@ def _opened_here(
         raise Invalid({"--server": "give it with --token-file and --ca-file"})
     if workspace is None:
         raise Invalid({"--workspace": "give it, or --server with --token-file"})
-    with app("axiorank-broker-cli") as broker:
+    with app() as broker:
         variables: Mapping[str, str] = broker.injector.environment(Call(workspace, agent, mcp_server)).variables
         return variables
 

@@ -194,7 +194,7 @@ class _Pumps:
         has_ended, say_ended = os.pipe()
         threads = [
             # daemons: a signal that ends us must not wait for a reader who does not read
-            threading.Thread(target=_pump, args=(pipe, sink, mask, has_ended), daemon=True)
+            threading.Thread(target=_pump, args=(pipe, sink, mask, has_ended), name="pump", daemon=True)
             for pipe, sink, mask in zip((child.stdout, child.stderr), (1, 2), self._masks, strict=True)
         ]
         for thread in threads:

@@ -12,7 +12,7 @@ import click
 
 from broker_core.advice import what_to_do
 from broker_core.bootstrap import App
-from broker_core.cli.common import REFUSED, app, exit_codes, show
+from broker_core.cli.common import REFUSED, app, exit_codes, present, show, workspace_option
 from broker_core.ports import ConnectionView, Reencryption, Stuck
 
 #: seconds to wait where nothing was due, or the budget of calls is spent; and how often the reason is looked for
@@ -20,18 +20,16 @@ _PAUSE, _LOOK_EVERY = 0.2, 25
 #: of what stayed where it is, so many are listed
 _MOST_LISTED = 200
 
-_workspace = click.option("--workspace", required=True, help="The workspace's id.")
-
 
 @click.command()
-@_workspace
+@workspace_option
 def connections(workspace: str) -> None:
     """List a workspace's keys: the current one, a pending one, and those that were replaced.
 
     `neededBy` says how many secrets are still under each, `waiting` how many values on their way in go under it as
     things are. `retired` means replaced; `retiredAt` is there once it was retired for good.
     """
-    with exit_codes(), app("axiorank-broker-cli") as broker:
+    with exit_codes(), app() as broker:
         show({"items": [_view_document(view) for view in broker.byok.connections(workspace)]})
 
 
@@ -51,11 +49,11 @@ def _view_document(view: ConnectionView) -> dict[str, Any]:
         "waiting": view.waiting,
         "retiredAt": view.retired_at,
     }
-    return {name: value for name, value in described.items() if value is not None}
+    return present(described)
 
 
 @click.command()
-@_workspace
+@workspace_option
 @click.option("--connection", required=True, type=click.UUID, help="The older connection's id.")
 def retire(workspace: str, connection: UUID) -> None:
     """Retire an older key for good, once no secret is under it. Nothing asks for it any more; then its role and key
@@ -63,13 +61,13 @@ def retire(workspace: str, connection: UUID) -> None:
 
     Exit code 1 while it is current or pending, or secrets need it: stderr says how many.
     """
-    with exit_codes(), app("axiorank-broker-cli") as broker:
+    with exit_codes(), app() as broker:
         broker.byok.retire(workspace, connection)
         click.echo(f"retired {connection}", err=True)
 
 
 @click.command()
-@_workspace
+@workspace_option
 @click.option("--from", "source", type=click.UUID, help="The older connection's id; without it, all older ones.")
 def reencrypt(workspace: str, source: UUID | None) -> None:
     """Move secrets from older keys to the current one, where the older key still decrypts.
@@ -79,7 +77,7 @@ def reencrypt(workspace: str, source: UUID | None) -> None:
 
     Exit code 0 only if nothing stayed where it was.
     """
-    with exit_codes(), app("axiorank-broker-cli") as broker:
+    with exit_codes(), app() as broker:
         move = broker.reencrypt.start(workspace, source)
         try:
             move = _to_its_end(broker, move, time.sleep)
@@ -135,7 +133,7 @@ def _move_document(move: Reencryption) -> dict[str, Any]:
         "failed": move.failed,
         "left": move.left,
     }
-    return {name: value for name, value in described.items() if value is not None}
+    return present(described)
 
 
 def _stuck_document(stuck: Stuck) -> dict[str, Any]:
@@ -148,4 +146,4 @@ def _stuck_document(stuck: Stuck) -> dict[str, Any]:
         "awsCode": stuck.aws_code or None,
         "whatToDo": what_to_do(stuck.state) if stuck.state else None,
     }
-    return {name: value for name, value in described.items() if value is not None}
+    return present(described)

@@ -54,7 +54,7 @@ def prove(
 
     Exit code 0 only if every secret that is still under the connection was denied by the customer's side.
     """
-    with exit_codes(), app("axiorank-broker-cli") as broker:
+    with exit_codes(), app() as broker:
         if resume:
             proof = broker.proofs.progress(workspace)
         else:

@@ -7,16 +7,14 @@ from uuid import UUID
 
 import click
 
-from broker_core.cli.common import app, exit_codes, show
+from broker_core.cli.common import app, exit_codes, present, show, workspace_option
 from broker_core.ports import Cover, DrilledSecret
 from broker_core.reports import WHAT_TO_DO, WHY, PlacedSecret
 from broker_core.revocation import not_stopped, ways
 
-_workspace = click.option("--workspace", required=True, help="The workspace's id.")
-
 
 @click.command()
-@_workspace
+@workspace_option
 @click.option("--cover", type=click.Choice([cover.value for cover in Cover]), help="List only these.")
 @click.option("--cursor", help="`nextCursor` of the page before, with the same --cover.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=50, show_default=True, help="How many are listed.")
@@ -25,7 +23,7 @@ def coverage(workspace: str, cover: str | None, cursor: str | None, limit: int) 
 
     Each with why and what to do. Prints JSON, as GET /byok/coverage answers.
     """
-    with exit_codes(), app("axiorank-broker-cli") as broker:
+    with exit_codes(), app() as broker:
         page = broker.reports.coverage(workspace, Cover(cover) if cover else None, cursor, limit)
         counts = {each.value: page.counts[each] for each in Cover}
         show({**counts, "items": [_placed_document(placed) for placed in page.items], "nextCursor": page.next})
@@ -43,11 +41,11 @@ def _placed_document(placed: PlacedSecret) -> dict[str, Any]:
         "why": WHY[placed.cover],
         "whatToDo": WHAT_TO_DO[placed.cover],
     }
-    return {name: value for name, value in described.items() if value is not None}
+    return present(described)
 
 
 @click.command()
-@_workspace
+@workspace_option
 @click.option("--connection", type=click.UUID, help="What is under this one; without it, under any.")
 @click.option("--limit", type=click.IntRange(1, 1000), default=200, show_default=True, help="How many are listed.")
 def drill(workspace: str, connection: UUID | None, limit: int) -> None:
@@ -55,7 +53,7 @@ def drill(workspace: str, connection: UUID | None, limit: int) -> None:
 
     AWS is not asked and nothing changes. Prints JSON, as POST /byok/drill answers; the most used secrets come first.
     """
-    with exit_codes(), app("axiorank-broker-cli") as broker:
+    with exit_codes(), app() as broker:
         since, drilled = broker.reports.drill(workspace, connection, limit)
         show(
             {
@@ -84,13 +82,9 @@ def _drilled_document(secret: DrilledSecret) -> dict[str, Any]:
         "id": secret.secret_id,
         "name": secret.name,
         "connectionId": secret.connection_id,
-        "binding": _given(binding) if binding else None,
+        "binding": present(binding) if binding else None,
         "uses": secret.uses,
-        "callers": [_given({"agentId": agent, "mcpServerId": server}) for agent, server in secret.callers],
+        "callers": [present({"agentId": agent, "mcpServerId": server}) for agent, server in secret.callers],
         "lastUsedAt": secret.last_used_at,
     }
-    return _given(described)
-
-
-def _given(described: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in described.items() if value is not None}
+    return present(described)

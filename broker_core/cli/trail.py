@@ -21,7 +21,7 @@ from broker_core.adapters.audit_lines import read_audit
 from broker_core.adapters.trail_files import read_trail
 from broker_core.aws_names import ROLE_ARN
 from broker_core.bootstrap import App
-from broker_core.cli.common import REFUSED, app, as_json, exit_codes
+from broker_core.cli.common import REFUSED, app, as_json, exit_codes, present
 from broker_core.cloudtrail import Finding, Matching, Summary
 from broker_core.errors import Invalid
 from broker_core.ports import Use
@@ -77,7 +77,7 @@ def reconcile(
     with exit_codes(), ExitStack() as opened:
         if bool(workspace) == bool(lines):
             raise click.UsageError("give either --workspace or --audit")
-        broker = opened.enter_context(app("axiorank-broker-cli")) if workspace else None
+        broker = opened.enter_context(app()) if workspace else None
         chosen = _roles(broker, workspace, roles)
         with Matching(chosen) as matching:
             matching.add_trail(read_trail([*trail, *more]))
@@ -135,8 +135,7 @@ def _list(name: str, findings: Iterable[Finding]) -> None:
 
 def _line(finding: Finding) -> str:
     """One call on one line."""
-    given = json.loads(as_json(finding))
-    return json.dumps({key: value for key, value in given.items() if value is not None}, ensure_ascii=False)
+    return json.dumps(present(json.loads(as_json(finding))), ensure_ascii=False)
 
 
 def _leave(summary: Summary) -> None:

@@ -48,7 +48,7 @@ def event(source: BinaryIO, workspace: str | None, wait: float, must_be_new: boo
     """
     with exit_codes():
         incoming = events.parse(read(source, events.LARGEST_EVENT))
-        with app("axiorank-broker-cli") as broker:
+        with app() as broker:
             receipt = broker.intake.accept(
                 incoming, workspace_id=workspace or incoming.workspace_id, must_be_new=must_be_new
             )
@@ -118,7 +118,7 @@ def inject(
             body=read(body, _LARGEST_BODY) if body else b"",
             secret=secret,
         )
-        with app("axiorank-broker-cli") as broker:
+        with app() as broker:
             answer = broker.injector.send(call)
             show(
                 {
@@ -158,7 +158,7 @@ def _id(given: str, option: str) -> str:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, as GET /byok/affected answers.")
 def affected(workspace: str, as_json: bool) -> None:
     """List the secrets that cannot be decrypted for a reason on the customer's side, since when, and what to do."""
-    with exit_codes(), app("axiorank-broker-cli") as broker:
+    with exit_codes(), app() as broker:
         found = broker.byok.affected(_id(workspace, "--workspace"))
         if as_json:
             show(_affected_document(found))
