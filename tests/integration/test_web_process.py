@@ -132,7 +132,7 @@ def _until_closed(line: socket.socket) -> bytes:
 
 def _counted(environment: dict[str, str]) -> int:
     """Ask for the metrics on a connection of its own; how many times they were asked for before."""
-    text = httpx.get(f"{url(environment)}/metrics", trust_env=False).text
+    text = httpx.get(f"{url(environment)}/metrics", trust_env=False, verify=False).text  # plain http: no CAs to load
     found = re.search(r'broker_http_requests_total\{.*route="/metrics".*\} ([0-9.]+)', text)
     return int(float(found[1])) if found else 0
 
