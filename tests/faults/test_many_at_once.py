@@ -76,8 +76,8 @@ def seen_values(live: Live) -> Counter[str]:
 def test_each_of_many_gets_one_version_while_it_is_rotated(
     live_with: Callable[..., Live], way_out: HttpsUpstream
 ) -> None:
-    """64 injections of one secret during a rotation, and one in each of 64 other workspaces: each is answered, with the old value
-    or the new one and never anything else, and its audit row names the version that was sent."""
+    """64 injections of one secret during a rotation, and one in each of 64 other workspaces: each is answered, with the
+    old value or the new one and never anything else, and its audit row names the version that was sent."""
     live = live_with(upstream=way_out, threads=4 * MANY)
     one, *others = tenants(live, 1 + MANY)
 
