@@ -9,11 +9,10 @@ Imports no database, Redis or HTTP library.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import Generic, TypeVar
 from uuid import UUID
 
 from broker_core.errors import Invalid
@@ -22,6 +21,7 @@ from broker_core.export import Export, export
 from broker_core.injection import NAME, Injection, Kind
 from broker_core.intake import Intake, Receipt
 from broker_core.model import ROTATION_POLICY, Event, EventType, Plan, SecretStatus
+from broker_core.pages import Page, page_of
 from broker_core.ports import ByokStore, IntakeStore, OwnerStore, SecretView, Use
 from broker_core.secret import Plaintext
 
@@ -31,15 +31,6 @@ IDEMPOTENCY_KEY = re.compile(r"[\x21-\x7e]{1,255}")
 LARGEST_PAGE = 200
 #: an event's field → the request's; a key that was used for another kind of request differs in the event's type
 _NAMES = {"data.value": "secret", "subject": "name", "id": "Idempotency-Key", "type": "Idempotency-Key"}
-_Item = TypeVar("_Item")
-
-
-@dataclass(frozen=True)
-class Page(Generic[_Item]):
-    """Some of a list, oldest id first. ``next``: the cursor of what follows, None at the end."""
-
-    items: Sequence[_Item]
-    next: UUID | None
 
 
 @dataclass(frozen=True)
@@ -159,7 +150,7 @@ class Administer:
     ) -> Page[SecretView]:
         """The secrets, or those of one status. Raises NotFound (workspace) or Unavailable."""
         found = self._secrets.secrets(workspace_id, after=after, limit=limit + 1, status=status)
-        return _page(found, limit, lambda view: view.id)
+        return page_of(found, limit, lambda view: view.id)
 
     def set_rotation_policy(self, workspace_id: str, secret_id: UUID, policy: str | None) -> SecretView:
         """Change after how many days the value should be a new one (``90d``); None takes the policy away.
@@ -185,7 +176,7 @@ class Administer:
     ) -> Page[Use]:
         """The audit log, from ``since`` on and before ``until``. Raises Unavailable."""
         found = self._secrets.uses(workspace_id, after=after, limit=limit + 1, since=since, until=until)
-        return _page(found, limit, lambda use: use.intent.id)
+        return page_of(found, limit, lambda use: use.intent.id)
 
     # ------------------------------------------------------------ workspaces
 
@@ -248,9 +239,3 @@ def _check(pattern: re.Pattern[str], given: str, field_name: str, what: str) -> 
 def _check_policy(policy: str | None) -> None:
     if policy is not None:
         _check(ROTATION_POLICY, policy, "rotationPolicy", 'days, as "90d", or leave it out')
-
-
-def _page(found: Sequence[_Item], limit: int, id_of: Callable[[_Item], UUID]) -> Page[_Item]:
-    """``found`` has one more than ``limit``, if there is one more."""
-    items = found[:limit]
-    return Page(items, id_of(items[-1]) if len(found) > limit else None)

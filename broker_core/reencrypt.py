@@ -17,7 +17,7 @@ Imports no AWS or database library.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -28,6 +28,7 @@ from broker_core.audit import Intent, Outcome, Result
 from broker_core.canary import result_of
 from broker_core.errors import BrokerError, Busy, Denied, Forbidden, KeyServiceError, NotFound, Transient
 from broker_core.model import Blob, CipherName, Connection, FoundBy, Plan, Purpose
+from broker_core.pages import Page, page_of
 from broker_core.ports import (
     AuditStore,
     Clock,
@@ -101,9 +102,10 @@ class Reencrypt:
 
     def stuck(
         self, workspace_id: str, move_id: UUID | None = None, *, after: UUID | None = None, limit: int = 50
-    ) -> Sequence[Stuck]:
+    ) -> Page[Stuck]:
         """What it left where it is, and why: a page, oldest secret id first. Raises NotFound or Unavailable."""
-        return self._store.stuck(self._store.move(workspace_id, move_id), after=after, limit=limit)
+        found = self._store.stuck(self._store.move(workspace_id, move_id), after=after, limit=limit + 1)
+        return page_of(found, limit, lambda stuck: stuck.secret_id)
 
     def step(self, workspace_id: str, move_id: UUID, limit: int = 20, seconds: float = 5.0) -> Reencryption:
         """Move up to ``limit`` secrets that are due, for so long at most (the last may take longer). Safe to call from

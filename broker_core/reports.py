@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from broker_core.errors import Invalid
+from broker_core.pages import Page, page_of
 from broker_core.ports import Clock, Cover, CoveredSecret, Drilled, OverdueSecret, ReportStore
 
 #: what a drill looks back on
@@ -93,9 +94,10 @@ class Reports:
         since = self._clock.now() - PERIOD
         return since, self._store.drill(workspace_id, connection_id, since, limit)
 
-    def overdue(self, workspace_id: str, after: UUID | None = None, limit: int = 50) -> Sequence[OverdueSecret]:
+    def overdue(self, workspace_id: str, after: UUID | None = None, limit: int = 50) -> Page[OverdueSecret]:
         """A page of the secrets whose rotation is due, oldest id first. Raises NotFound, Unavailable."""
-        return self._store.overdue(workspace_id, after=after, limit=limit)
+        found = self._store.overdue(workspace_id, after=after, limit=limit + 1)
+        return page_of(found, limit, lambda secret: secret.secret_id)
 
 
 def _after(cursor: str | None, covers: Sequence[Cover]) -> tuple[Sequence[Cover], UUID | None]:

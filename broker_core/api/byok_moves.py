@@ -73,6 +73,5 @@ def list_stuck(
     limit: Limit = 50,
 ) -> StuckPageAnswer:
     """What it left where it is, and why."""
-    found = surface.app.reencrypt.stuck(caller.workspace_id, move_id, after=cursor, limit=limit + 1)
-    items = [StuckAnswer.of(each) for each in found[:limit]]
-    return StuckPageAnswer(items=items, next_cursor=items[-1].id if len(found) > limit else None)
+    page = surface.app.reencrypt.stuck(caller.workspace_id, move_id, after=cursor, limit=limit)
+    return StuckPageAnswer(items=[StuckAnswer.of(each) for each in page.items], next_cursor=page.next)

@@ -60,9 +60,8 @@ def list_overdue_rotations(
     limit: Limit = 50,
 ) -> OverdueAnswer:
     """The secrets whose `rotationPolicy` says that a new value was due by now, oldest id first."""
-    found = surface.app.reports.overdue(caller.workspace_id, cursor, limit + 1)
-    items = [OverdueSecretAnswer.of(each) for each in found[:limit]]
-    return OverdueAnswer(items=items, next_cursor=items[-1].id if len(found) > limit else None)
+    page = surface.app.reports.overdue(caller.workspace_id, cursor, limit)
+    return OverdueAnswer(items=[OverdueSecretAnswer.of(each) for each in page.items], next_cursor=page.next)
 
 
 @router.get("/broker-secrets/{id}/blob", tags=["secrets"], responses=problems(404, 409, 422))

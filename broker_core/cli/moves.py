@@ -85,7 +85,7 @@ def reencrypt(workspace: str, source: UUID | None) -> None:
             click.echo("stopped; the same command goes on, and so does the sweeper", err=True)
             raise
         stuck = broker.reencrypt.stuck(workspace, move.id, limit=_MOST_LISTED)
-        show({**_move_document(move), "stuck": [_stuck_document(each) for each in stuck]})
+        show({**_move_document(move), "stuck": [_stuck_document(each) for each in stuck.items]})
         if move.denied or move.failed or move.left:
             sys.exit(REFUSED)
 

@@ -199,7 +199,7 @@ class TestOlderKey:
         )
         move = world.run()
         assert (move.moved, move.denied, move.left) == (2, 1, 0)
-        (stuck,) = world.reencrypt.stuck("ws")
+        (stuck,) = world.reencrypt.stuck("ws").items
         assert (stuck.name, stuck.state, stuck.aws_code) == ("b", KeyState.ACCESS_DENIED, "AccessDeniedException")
         assert world.connection_of("b") == world.older.id
         (row,) = world.store.failures()
@@ -225,7 +225,7 @@ class TestOlderKey:
         move = world.run(steps=300)
         assert (move.failed, move.ended_at is not None, world.store.failures()) == (3, True, [])
         assert [row.attempts for row in world.store._moves[move.id].items.values()] == [LIMITS.attempts] * 3
-        assert {stuck.state for stuck in world.reencrypt.stuck("ws")} == {KeyState.TRANSIENT}
+        assert {stuck.state for stuck in world.reencrypt.stuck("ws").items} == {KeyState.TRANSIENT}
 
     def test_silence_lets_the_others_wait(self, world: World) -> None:
         """A round does not ask a silent key for each secret."""

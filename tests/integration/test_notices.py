@@ -272,8 +272,8 @@ class TestOverdue:
             live.store(name, rotationPolicy="30d")
             age_secret(live.app.store, live.candidate(name).secret_id, "rotated_at", days * 86_400)
         live.store("four")
-        first = live.app.reports.overdue(live.workspace, limit=1)
-        rest = live.app.reports.overdue(live.workspace, after=first[0].secret_id, limit=50)
+        first = live.app.reports.overdue(live.workspace, limit=1).items
+        rest = live.app.reports.overdue(live.workspace, after=first[0].secret_id, limit=50).items
         assert [secret.name for secret in (*first, *rest)] == ["one", "three"]
         late = rest[0]
         assert (late.version, late.rotation_policy) == (1, "30d")
@@ -284,8 +284,8 @@ class TestOverdue:
         live.store(rotationPolicy="1d")
         age_secret(live.app.store, live.candidate().secret_id, "rotated_at", 2 * 86_400)
         live.app.store.put_workspace("ws_other", "team")
-        assert len(live.app.reports.overdue(live.workspace)) == 1
-        assert live.app.reports.overdue("ws_other") == []
+        assert len(live.app.reports.overdue(live.workspace).items) == 1
+        assert live.app.reports.overdue("ws_other").items == []
         with pytest.raises(NotFound):
             live.app.reports.overdue("ws_nowhere")
 

@@ -134,7 +134,7 @@ class TestMoving:
         first.disable_key()
         ended = run(fast, move)
         assert (ended.moved, ended.denied) == (2, 4)
-        stuck = fast.app.reencrypt.stuck(fast.workspace)
+        stuck = fast.app.reencrypt.stuck(fast.workspace).items
         assert {each.state for each in stuck} == {KeyState.KEY_DISABLED}
         (affected,) = fast.app.byok.affected(fast.workspace).connections
         assert {name for _, name in affected.secrets} == {each.name for each in stuck}
