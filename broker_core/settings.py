@@ -163,7 +163,7 @@ def _dangerous(environ: Mapping[str, str]) -> list[str]:
 
 
 def _misspelt(name: str, known: set[str]) -> str:
-    close = difflib.get_close_matches(name, sorted(known), n=1)
+    close = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.8)
     return f"{name} is no setting of this program: " + (f"did you mean {close[0]}?" if close else "remove it")
 
 

@@ -139,7 +139,11 @@ def https_url(value: str) -> str:
 
 def path_or_url(value: str) -> str:
     """An https URL, or the absolute path of a file."""
-    return value if value.startswith("/") else https_url(value)
+    if value.startswith("/"):
+        return value
+    if "://" not in value:
+        raise Unacceptable("must be an https:// URL, or the absolute path of a file")
+    return https_url(value)
 
 
 def proxy_url(value: str) -> str:

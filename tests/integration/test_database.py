@@ -123,6 +123,12 @@ class TestWhatLeaves:
         with pytest.raises(Unavailable, match="23514"):
             way(database, FAILING["check violation"])
 
+    @pytest.mark.parametrize("missing", ["nothing FROM no_such_table", "no_such_column FROM workspaces"])
+    def test_a_schema_that_is_not_ours_names_the_command(self, database: Database, missing: str) -> None:
+        """An operator who forgot to migrate is told so."""
+        with pytest.raises(Unavailable, match="broker migrate"):
+            database.run("test", f"SELECT {missing}", {})
+
     @ways
     @pytest.mark.parametrize("failing", FAILING)
     def test_a_failure_gives_its_connection_back(
@@ -210,7 +216,7 @@ class TestAway:
     def test_nobody_there(self) -> None:
         """A database that is not there is ``Unavailable``."""
         database = Database("postgresql:///nowhere?host=/nonexistent")
-        with pytest.raises(Unavailable):
+        with pytest.raises(Unavailable, match="cannot be reached"):
             database.run("test", "SELECT 1", {})
         with pytest.raises(Unavailable), database.transaction("test"):
             raise AssertionError("not reached")

@@ -158,6 +158,7 @@ class TestRefused:
             ("BROKER_EGRESS_CA_FILE", "/nowhere/hunter2", "can be read"),
             ("BROKER_WEBHOOK_URL", "http://hooks.example/", "https"),
             ("BROKER_TOKEN_JWKS", "http://id.example/jwks", "https"),
+            ("BROKER_TOKEN_JWKS", "jwks.json", "absolute path"),
             ("BROKER_SIGNING_KEY", "hunter2", "PEM"),
             ("AWS_ENDPOINT_URL", "http://kms.eu-central-1.amazonaws.com", "AWS's own suffix"),
             ("AWS_ENDPOINT_URL_KMS", "https://kms.amazonaws.com.evil.example", "AWS's own suffix"),
@@ -201,6 +202,10 @@ class TestRefused:
     def test_misspelt(self) -> None:
         """A variable that nothing reads stops start-up, and the nearest name is proposed."""
         assert "did you mean BROKER_STS_REUSE_SECONDS?" in refusal(BROKER_STS_REUSE_SECOND="0")
+
+    def test_nothing_like_it(self) -> None:
+        """Where no name is near, none is proposed."""
+        assert "BROKER_FOO is no setting of this program: remove it" in refusal(BROKER_FOO="1")
 
     def test_tls_keys_in_a_file(self) -> None:
         """A variable that makes OpenSSL write session keys to a file stops start-up."""

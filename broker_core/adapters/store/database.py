@@ -161,6 +161,10 @@ def _engine(url: str, pool: Pool) -> Engine:
     )
 
 
+#: a table, column or function of ours that the database does not have
+_OTHER_SCHEMA = (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn, psycopg.errors.UndefinedFunction)
+
+
 def _fetch(cursor: psycopg.Cursor[Any]) -> list[Row]:
     return cursor.fetchall() if cursor.description else []
 
@@ -188,7 +192,11 @@ def _translated(call: Callable[[], _Answer]) -> _Answer:
     except psycopg.errors.UniqueViolation as error:
         translated: Exception = Taken(error.diag.constraint_name or "")
     except psycopg.OperationalError:
-        translated = Unavailable("the database is away or too slow")
+        translated = Unavailable("the database cannot be reached, does not let us in, or is too slow")
+    except _OTHER_SCHEMA as error:
+        translated = Unavailable(
+            f"the database's schema is not this program's: broker migrate (SQLSTATE {error.sqlstate})"
+        )
     except psycopg.Error as error:
         translated = Unavailable(f"the database refused a statement (SQLSTATE {error.sqlstate or 'none'})")
     except UnicodeError:
