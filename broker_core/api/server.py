@@ -41,6 +41,9 @@ THREADS = 40
 GRACE_SECONDS = 45
 #: seconds; longer than load balancers keep an idle connection (60): else we close one just as a request comes
 KEEP_ALIVE_SECONDS = 75
+#: seconds in which a process must answer its supervisor, or it is killed with all that is under way: long enough for
+#: a machine that is short of processor time
+HEALTH_SECONDS = 30
 #: bytes of a request's line and headers
 LARGEST_HEAD = 32 * 1024
 #: connections that wait to be taken
@@ -135,6 +138,7 @@ def configuration(app: Any, **changed: Any) -> uvicorn.Config:
         "h11_max_incomplete_event_size": LARGEST_HEAD,
         "timeout_keep_alive": KEEP_ALIVE_SECONDS,
         "timeout_graceful_shutdown": GRACE_SECONDS,
+        "timeout_worker_healthcheck": HEALTH_SECONDS,
     }
     return uvicorn.Config(app, **{**chosen, **changed})
 
