@@ -140,27 +140,13 @@ def build_app(
                 Guesses(limiter),
                 clock,
                 new_id,
-                InjectLimits(
-                    settings.upstream_seconds,
-                    max_bytes=settings.upstream_max_bytes,
-                    stream_seconds=settings.stream_seconds,
-                ),
+                _inject_limits(settings),
             ),
             sweep=sweep,
             byok=Byok(store, store, keys, clock, new_id),
             administer=Administer(intake, store, store, store, new_id),
             reports=Reports(store, clock),
-            proofs=LockoutProof(
-                store,
-                keys,
-                clock,
-                new_id,
-                lambda: _signer(settings),
-                sweep.brakes,
-                ProofLimits(calls_per_second=settings.check_rps),
-                shares_sessions=settings.sts_reuse_seconds > 0,
-                has_control_role=settings.control_role_arn is not None,
-            ),
+            proofs=_proofs(settings, store, keys, clock, sweep),
             reencrypt=Reencrypt(store, keys, sweep, clock, new_id, MoveLimits(calls_per_second=settings.check_rps)),
             notifications=Notifications(store, notifier or _notifier(settings, clock), clock),
             rates=Rates(limiter, _allowance(settings)),
@@ -232,6 +218,20 @@ def _signer(settings: Settings) -> Ed25519Signer:
     return Ed25519Signer(settings.signing_key)
 
 
+def _proofs(settings: Settings, store: Any, keys: ports.KeyService, clock: ports.Clock, sweep: Sweep) -> LockoutProof:
+    return LockoutProof(
+        store,
+        keys,
+        clock,
+        new_id,
+        lambda: _signer(settings),
+        sweep.brakes,
+        ProofLimits(calls_per_second=settings.check_rps),
+        shares_sessions=settings.sts_reuse_seconds > 0,
+        has_control_role=settings.control_role_arn is not None,
+    )
+
+
 def _notifier(settings: Settings, clock: ports.Clock) -> Webhook | None:
     if settings.webhook_url is None or settings.webhook_secret is None:  # both or neither
         return None
@@ -257,6 +257,12 @@ def _allowance(settings: Settings) -> Allowance:
         events=settings.rate_events_per_minute,
         other=settings.rate_other_per_minute,
         bytes=settings.rate_bytes_per_minute,
+    )
+
+
+def _inject_limits(settings: Settings) -> InjectLimits:
+    return InjectLimits(
+        settings.upstream_seconds, max_bytes=settings.upstream_max_bytes, stream_seconds=settings.stream_seconds
     )
 
 
