@@ -73,6 +73,7 @@ def forms(piece: bytes) -> dict[bytes, str]:
 def _texts(piece: bytes) -> Iterator[tuple[bytes, str]]:
     for name, quoted in (("all", quote(piece, safe="")), ("path", quote(piece)), ("form", quote_plus(piece))):
         yield quoted.encode(), f"percent, {name}"
+        yield quote(quoted, safe="").encode(), f"percent, {name}, twice"
         yield re.sub(r"%[0-9A-F]{2}", lambda found: found[0].lower(), quoted).encode(), f"percent, {name}, lower"
     text = piece.decode("latin-1")
     yield text.encode("utf-16-le"), "utf-16"

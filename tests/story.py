@@ -67,7 +67,7 @@ class Story:
         self.stored("platform")
         self.http.connected(self.customer)
         self.crash_a_worker()
-        dead = self.made_dead()
+        self.made_dead()
         for name in ("bearer", "query", "stdio", "envelope", "throttled"):
             self.stored(name)
         self.http.taken_in()
@@ -83,7 +83,6 @@ class Story:
         self.http.read()
         self.expired()
         wait_until(lambda: self.dead_letters(), what="the dead letter")
-        assert self.state(dead) == "accepted"
 
     def publish(self, name: str, value: bytes | None = None, version: int = 1) -> str:
         """Accept one event; its id."""
@@ -152,14 +151,14 @@ class Story:
         self.driver("reconcile")
         wait_until(lambda: self.state(event) == "stored", every_seconds=0.05, what="what the crash left is stored")
 
-    def made_dead(self) -> str:
+    def made_dead(self) -> None:
         """One event that is tried until its message is given up, and one that is throttled three times."""
         aws = self.stack.aws
         aws.faults.add(Fault("kms:Encrypt", context=("axiorank:secret", "dead"), error="ThrottlingException"))
         aws.faults.add(
             Fault("kms:Encrypt", context=("axiorank:secret", "throttled"), error="KMSInternalException", count=4)
         )
-        return self.publish("dead")
+        self.publish("dead")
 
     def dead_letters(self) -> int:
         client = redis.Redis.from_url(self.stack.queue.url)
