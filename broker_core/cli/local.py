@@ -3,6 +3,7 @@ production install has neither the embedded servers nor the AWS double."""
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,8 @@ def demo(as_json: bool) -> None:
     except ModuleNotFoundError:
         raise click.ClickException(_MISSING) from None
     configure_logging(sys.stderr, "WARNING")
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)  # as ^C: the servers' directories go with them
     ended = play(say=None if as_json else click.echo)
     if as_json:
         show(ended.document())

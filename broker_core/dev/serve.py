@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import signal
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,11 +20,11 @@ WORKSPACE, EXTERNAL_ID = "ws_local", "local-external-id-1"
 
 
 def serve(env_file: Path | None, say: Callable[[str], None]) -> None:
-    """Start the stack and its processes, connect a workspace to a customer's key, and wait for SIGINT or SIGTERM."""
+    """Start the stack and its processes, connect a workspace to a customer's key, and wait until a signal ends it."""
     stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda *_: stop.set())
-    with LocalStack.start(**webhook_environment()) as stack, _written(env_file, stack.environment):
+    with LocalStack.start(**webhook_environment()) as stack, written(env_file, stack.environment):
         stack.run(*PROGRAMS)
         customer = stack.customer(EXTERNAL_ID)
         with app_on(stack) as app:
@@ -75,14 +76,16 @@ def _introduction(stack: LocalStack, customer: CustomerAccount, env_file: Path |
 
 
 @contextmanager
-def _written(path: Path | None, environment: Mapping[str, str]) -> Iterator[None]:
-    """The settings as a file for shells, readable by its owner only, for as long as the stack runs."""
+def written(path: Path | None, environment: Mapping[str, str]) -> Iterator[None]:
+    """The settings as a file for shells, for as long as the stack runs. It replaces what is at the path: a file that
+    others may read keeps its mode when it is written to, and a link leads elsewhere."""
     if path is None:
         yield
         return
     lines = [f"{name}={shlex.quote(value)}" for name, value in environment.items()]
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}-", delete=False) as file:  # mode 0600
         file.write("\n".join(lines) + "\n")
+    os.replace(file.name, path)
     try:
         yield
     finally:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+import stat
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from broker_core.dev.serve import written
 from broker_core.dev.stack import LocalStack
 from tests.waiting import wait_until
 
@@ -21,6 +26,30 @@ BROKER = [sys.executable, "-m", "broker_core.cli"]
 def bare_environment(tmp_path: Path) -> dict[str, str]:
     """A person's shell with an empty home, and no settings."""
     return {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+
+
+@pytest.fixture
+def temporary() -> Iterator[Path]:
+    """A directory for temporary files, under a name that is short enough for sockets below it."""
+    with tempfile.TemporaryDirectory(prefix="demo") as directory:
+        os.chmod(directory, 0o755)  # as root PostgreSQL runs as nobody, and has to come through
+        yield Path(directory)
+
+
+def stopped(words: list[str], ready: str, number: signal.Signals, temporary: Path) -> None:
+    """Start a command of the local stack, and end it with a signal once it has printed this."""
+    process = subprocess.Popen(
+        [*BROKER, *words],
+        cwd=ROOT,
+        env=bare_environment(temporary / "home") | {"TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with process:
+        assert process.stdout is not None
+        assert any(ready in line for line in process.stdout)
+        process.send_signal(number)
+        process.stdout.read()
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +69,32 @@ def steps(document: dict[str, object]) -> dict[str, dict[str, str]]:
     listed = document["steps"]
     assert isinstance(listed, list)
     return {step["name"]: step["detail"] for step in listed if step["ok"]}
+
+
+class TestStopped:
+    """A local stack that is ended from outside."""
+
+    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+    def test_a_demo_leaves_nothing(self, temporary: Path, number: signal.Signals) -> None:
+        """^C, or a supervisor's signal, in the middle of the story."""
+        stopped(["demo"], "secret.created", number, temporary)
+        assert list(temporary.iterdir()) == []
+
+    def test_a_stack_leaves_nothing(self, temporary: Path) -> None:
+        """A closed terminal takes the file of settings with it, too."""
+        stopped(["dev", "--env-file", str(temporary / "env")], "^C ends it", signal.SIGHUP, temporary)
+        assert list(temporary.iterdir()) == []
+
+    def test_the_settings_are_for_their_owner_alone(self, tmp_path: Path) -> None:
+        """Whatever was at the path: a file that others could read, or a link to one."""
+        theirs = tmp_path / "theirs"
+        theirs.write_text("theirs")
+        link = tmp_path / "env"
+        link.symlink_to(theirs)
+        with written(link, {"NAME": "value"}):
+            assert stat.S_IMODE(link.lstat().st_mode) == 0o600
+            assert link.read_text() == "NAME=value\n"
+        assert theirs.read_text() == "theirs"
 
 
 class TestDemo:
