@@ -126,10 +126,10 @@ def _key_text(given: str) -> str:
 def _text_of(path: Path) -> str:
     try:
         if path.stat().st_size > _LARGEST:
-            raise Invalid({path.name: "too large"})
+            raise Invalid({str(path): "too large"})
         return path.read_text(encoding="ascii")
     except (OSError, ValueError):
-        raise Invalid({path.name: "cannot be read as text"}) from None
+        raise Invalid({str(path): "cannot be read as text: check the path and permissions"}) from None
 
 
 @click.command("signing-key")

@@ -28,6 +28,10 @@ LARGEST_ANSWER = 16 * 1024 * 1024
 LONGEST_TOKEN = 16_384
 _TOKEN = re.compile(rf"[A-Za-z0-9._~+/=-]{{1,{LONGEST_TOKEN}}}")  # RFC 6750; http.client would quote a bad one
 _CODE = re.compile(r"[a-z_]{1,64}")
+_WHAT_TO_DO = {
+    "unauthorized": ": get a new token; it lives for 15 minutes at most",
+    "forbidden": ": the token needs the scope broker:environment",
+}
 
 
 @dataclass(frozen=True)
@@ -90,7 +94,7 @@ def _refusal(status: int, answer: bytes) -> BrokerError:
     code = given if isinstance(given, str) and _CODE.fullmatch(given) else "refused"
     if status == 429 or status >= 500:
         return Unavailable(f"the server answered {status}; try again", code=None if code == "refused" else code)
-    return Refused(f"the server answered {status}", code=code)
+    return Refused(f"the server answered {status}{_WHAT_TO_DO.get(code, '')}", code=code)
 
 
 def _variables(answer: bytes) -> dict[str, str]:

@@ -44,7 +44,8 @@ def event(source: BinaryIO, workspace: str | None, wait: float, must_be_new: boo
      "data": {"workspaceId": "ws_1", "version": 1, "value": "…", "injectionKind": "bearer",
               "targetHost": "api.github.com", "agentId": "agent-1"}}
 
-    Prints where it can be followed. Exit code 0 means accepted; with --wait, that it was stored or superseded.
+    Prints the id by which it can be followed. Exit code 0 means accepted; with --wait, that it was stored or
+    superseded, or that a deletion took effect.
     """
     with exit_codes():
         incoming = events.parse(read(source, events.LARGEST_EVENT))

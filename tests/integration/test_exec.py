@@ -367,6 +367,15 @@ class TestRemote:
         assert VALUE not in str(refused.value)
 
     @pytest.mark.parametrize(
+        ("status", "code", "advice"), [(401, "unauthorized", "new token"), (403, "forbidden", "broker:environment")]
+    )
+    def test_what_to_do_about_the_token(self, upstream: SampleUpstream, status: int, code: str, advice: str) -> None:
+        """Of a token that is not taken the message says which one is needed."""
+        upstream.route(remote.PATH, lambda _: as_json({"error": code}, status))
+        with pytest.raises(Refused, match=advice):
+            ask(upstream)
+
+    @pytest.mark.parametrize(
         "answer",
         [b"", b"[]", b'{"environment": []}', b'{"environment": {"A": 1}}', b'{"environment": {"PATH": "/tmp"}}',
          b'{"environment": {"A=B": "x"}}', b'{"environment": {"A": "x\\u0000"}}', b'{"environment": {"A": "\\ud800"}}',
