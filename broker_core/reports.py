@@ -35,7 +35,7 @@ WHAT_TO_DO: Mapping[Cover, str] = {
     Cover.PLATFORM: "Connect a key first, if none is. Then rotate it to a new credential: the new value goes under your"
     " key. Old backups keep the value that was stored before, so do not give the same one again.",
     Cover.HELD: "Nothing, if it goes away in a moment. Where your key refuses it, let the role use the key again, or"
-    " discard the value.",
+    " discard the value (DELETE /events/{eventId}).",
 }
 
 

@@ -30,6 +30,9 @@ from sqlalchemy import (
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.types import TypeEngine
 
+#: the migration after which the database is as below; newer ones add and take nothing away
+REVISION = "0006"
+
 metadata = MetaData()
 
 _Type = TypeEngine[Any] | type[TypeEngine[Any]]

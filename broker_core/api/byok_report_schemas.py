@@ -33,13 +33,14 @@ from broker_core.revocation import not_stopped, ways
 
 
 class CoveredAnswer(Document):
-    """A secret and what protects it. ``heldUntil``: of a value that waits."""
+    """A secret and what protects it. ``eventId`` and ``heldUntil``: of a value that waits."""
 
     id: UUID
     name: str
     version: int
     cover: Cover
     connection_id: UUID | None = None
+    event_id: UUID | None = None
     held_until: Moment | None = None
     why: str
     what_to_do: str
@@ -54,6 +55,7 @@ class CoveredAnswer(Document):
             version=secret.version,
             cover=placed.cover,
             connection_id=secret.connection_id,
+            event_id=secret.event_id,
             held_until=secret.held_until,
             why=WHY[placed.cover],
             what_to_do=WHAT_TO_DO[placed.cover],

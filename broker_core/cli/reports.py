@@ -37,6 +37,7 @@ def _placed_document(placed: PlacedSecret) -> dict[str, Any]:
         "version": secret.version,
         "cover": placed.cover,
         "connectionId": secret.connection_id,
+        "eventId": secret.event_id,
         "heldUntil": secret.held_until,
         "why": WHY[placed.cover],
         "whatToDo": WHAT_TO_DO[placed.cover],

@@ -23,12 +23,13 @@ class Cover(StrEnum):
 
 @dataclass(frozen=True)
 class CoveredSecret:
-    """One secret of one cover. ``held_until``: of a value on its way, when it expires."""
+    """One secret of one cover. ``event_id``, ``held_until``: of a value on its way, its event and when it expires."""
 
     secret_id: UUID
     name: str
     version: int
     connection_id: UUID | None
+    event_id: UUID | None = None
     held_until: datetime | None = None
 
 

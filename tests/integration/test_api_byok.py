@@ -263,7 +263,7 @@ class TestCoverage:
         for item in found["items"]:
             assert (item["why"], item["whatToDo"]) == (WHY[item["cover"]], WHAT_TO_DO[item["cover"]])
             assert ("connectionId" in item) == (item["cover"] in ("olderConnections", "currentKey"))
-            assert ("heldUntil" in item) == (item["cover"] == "held")
+            assert ("heldUntil" in item) == ("eventId" in item) == (item["cover"] == "held")
         assert found["nextCursor"] is None
 
     def test_paging(self, web: Web) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
@@ -19,8 +20,10 @@ from psycopg import sql
 from sqlalchemy import NullPool, create_engine
 from sqlalchemy.exc import OperationalError
 
-from broker_core.adapters.tables import metadata
+from broker_core.adapters.store import Database, Store
+from broker_core.adapters.tables import REVISION, metadata
 from broker_core.dev.postgres import create_database, drop_database
+from broker_core.errors import Unavailable
 from migrations.runner import downgrade, pending, upgrade
 from tests.conftest import HERE
 from tests.databases import plain, sibling
@@ -203,7 +206,24 @@ class TestRunning:
         assert pending(fresh)
         upgrade(fresh)
         assert tables_of(fresh) == {*TABLES, "alembic_version"}
+        with psycopg.connect(plain(fresh)) as connection:
+            assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == (REVISION,)
         assert not pending(fresh)
+
+    def test_a_store_wants_the_newest(self, fresh: str) -> None:
+        """A database that was not migrated, or not far enough, is not ready; a newer one is."""
+        with closing(Database(fresh)) as database:
+            store = Store(database)
+            for revision in (None, "0001", "0005"):
+                if revision:
+                    upgrade(fresh, revision)
+                with pytest.raises(Unavailable, match="broker migrate"):
+                    store.ping()
+            upgrade(fresh)
+            store.ping()
+            with psycopg.connect(plain(fresh)) as connection:
+                connection.execute("UPDATE alembic_version SET version_num = '0999'")
+            store.ping()
 
     def test_twice_changes_nothing(self, fresh: str) -> None:
         """Running again is safe, rows included."""

@@ -75,6 +75,18 @@ def test_a_held_value_says_until_when(live: Live) -> None:
     assert item.held_until is not None
 
 
+def test_a_held_value_names_its_event(live: Live) -> None:
+    """By it an owner discards the value, whoever sent it."""
+    customer = live.customer()
+    live.connect(customer)
+    customer.disable_key()
+    event_id = live.publish("held").id
+    live.work()
+
+    (item,) = covered(live, Cover.HELD)
+    assert item.event_id == event_id
+
+
 def test_of_several_held_values_the_newest_is_named(live: Live) -> None:
     """It is the one that will be in use; in whatever order they came."""
     for version in (1, 3, 2):

@@ -18,6 +18,8 @@ from broker_core.adapters.store.owner import OwnerSql
 from broker_core.adapters.store.proof import ProofSql
 from broker_core.adapters.store.reports import ReportSql
 from broker_core.adapters.store.sweep import SweepSql
+from broker_core.adapters.tables import REVISION
+from broker_core.errors import Unavailable
 
 __all__ = ["Database", "Pool", "Store"]
 
@@ -28,5 +30,7 @@ class Store(
     """Every store port, on one database."""
 
     def ping(self) -> None:
-        """Raise Unavailable unless the database answers."""
-        self._database.run("ping", "SELECT 1 AS one", {})
+        """Raise Unavailable unless the database answers, and has what this program's statements need."""
+        rows = self._database.run("ping", "SELECT version_num FROM alembic_version", {})
+        if not rows or rows[0].version_num < REVISION:
+            raise Unavailable("the database's schema is older than this program: broker migrate")

@@ -16,15 +16,16 @@ from broker_core.ports import Cover, CoveredSecret, Drilled, DrilledSecret, Over
 # Every live secret once for each cover that it has; of several values that wait, the newest. A deleted workspace has
 # none, and is told apart from an empty one by the outer join.
 _COVERS = """
-    SELECT c.cover, c.id, c.name, c.version, c.connection_id, c.held_until
+    SELECT c.cover, c.id, c.name, c.version, c.connection_id, c.event_id, c.held_until
     FROM workspaces w LEFT JOIN LATERAL (
         SELECT CASE WHEN s.cipher = 'platform' THEN 'platform' WHEN s.connection_id = w.connection_id THEN 'currentKey'
                 ELSE 'olderConnections' END AS cover,
-            s.id, s.name, s.version, s.connection_id, NULL::timestamptz AS held_until
+            s.id, s.name, s.version, s.connection_id, NULL::uuid AS event_id,
+            NULL::timestamptz AS held_until
         FROM broker_secrets s
         WHERE s.workspace_id = w.id AND s.deleted_at IS NULL AND s.blob IS NOT NULL
         UNION ALL
-        (SELECT DISTINCT ON (e.secret_id) 'held', e.secret_id, e.name, e.version, NULL::uuid, e.claim_expires_at
+        (SELECT DISTINCT ON (e.secret_id) 'held', e.secret_id, e.name, e.version, NULL::uuid, e.id, e.claim_expires_at
         FROM secret_events e
         WHERE e.workspace_id = w.id AND e.ended_at IS NULL
         ORDER BY e.secret_id, e.version DESC)) c ON true
@@ -82,7 +83,7 @@ class ReportSql:
         check_workspace(self._database, workspace_id)
         values = {"workspace_id": workspace_id, "cover": cover.value, "after": after, "limit": limit}
         return [
-            CoveredSecret(row.id, row.name, row.version, row.connection_id, row.held_until)
+            CoveredSecret(row.id, row.name, row.version, row.connection_id, row.event_id, row.held_until)
             for row in self._database.run("covered", _ITEMS, values)
         ]
 
