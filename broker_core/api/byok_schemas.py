@@ -20,11 +20,12 @@ from broker_core.ports import ConnectionView
 from broker_core.revocation import Revocation
 from broker_core.verification import STEPS
 
-_Arn = Annotated[str, Field(min_length=20, max_length=2048)]
+# described as JSON Schema has it, and judged by the use case, whose words say what is wrong and what to give instead
+_Arn = Annotated[str, Field(json_schema_extra={"minLength": 20, "maxLength": 2048})]
 _ExternalId = Annotated[
     str,
     Field(
-        pattern=r"^[A-Za-z0-9_+=,.@:/-]{16,1224}$",
+        json_schema_extra={"pattern": r"^[A-Za-z0-9_+=,.@:/-]{16,1224}$"},
         description="Yours to choose; once a workspace has used it, it is never another's.",
     ),
 ]

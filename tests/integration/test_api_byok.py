@@ -116,6 +116,20 @@ class TestConnect:
         assert (answer.status_code, answer.json()["error"], list(answer.json()["fields"])) == (422, "invalid", [field])
         assert len(web.live.aws.trail.calls) == before
 
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"roleArn": "axiorank"}, "arn:aws:iam::ACCOUNT:role/NAME"),
+            ({"externalId": "short"}, "16 to 1224 of"),
+            ({"keyArn": "mine"}, "arn:aws:kms:REGION:ACCOUNT:key/KEY-ID"),
+        ],
+        ids=["role", "external-id", "key"],
+    )
+    def test_what_to_give_instead_is_said(self, web: Web, changes: dict[str, str], words: str) -> None:
+        """In words for an owner, not in a pattern's."""
+        (said,) = connect(web, web.live.customer(), **changes).json()["fields"].values()
+        assert words in said
+
     def test_another_workspaces_external_id(self, web: Web) -> None:
         """409, in words that say nothing of whose it is."""
         customer = connected(web)
