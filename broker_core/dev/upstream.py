@@ -49,6 +49,7 @@ class SampleUpstream:
         self.server_names: list[str | None] = []
         context = self._certify(certificate)
         self.requests: list[Received] = []
+        self.cleared = 0
         self.connections_accepted = 0
         self.handshakes_completed = 0
         self._routes: dict[str, Route] = {}
@@ -92,8 +93,9 @@ class SampleUpstream:
             return list(self.requests)
 
     def clear(self) -> None:
-        """Forget requests, counters and added routes."""
+        """Forget requests, counters and added routes; what is still on its way in is not recorded either."""
         with self._changed:
+            self.cleared += 1
             self.requests.clear()
             self.server_names.clear()
             self.connections_accepted = self.handshakes_completed = 0
@@ -139,11 +141,12 @@ class SampleUpstream:
         with self._changed:
             self.handshakes_completed += 1
 
-    def answer(self, request: Received) -> Response | RawResponse:
+    def answer(self, request: Received, since: int) -> Response | RawResponse:
         """For the server: record a request and answer it."""
         with self._changed:
-            self.requests.append(request)
-            self._changed.notify_all()
+            if since == self.cleared:
+                self.requests.append(request)
+                self._changed.notify_all()
         route = self._routes.get(request.path) or _ROUTES.get(request.path)
         if route is not None:
             return route(request)

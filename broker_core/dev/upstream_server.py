@@ -21,14 +21,17 @@ from broker_core.dev.upstream_routes import RawResponse, Received, Response
 class Recorder(Protocol):
     """Who is told what happens, and answers."""
 
+    #: how many times everything was forgotten
+    cleared: int
+
     def accepted(self) -> None:
         """A connection was accepted."""
 
     def shook_hands(self) -> None:
         """A TLS handshake was completed."""
 
-    def answer(self, request: Received) -> Response | RawResponse:
-        """The answer to a request that arrived in full."""
+    def answer(self, request: Received, since: int) -> Response | RawResponse:
+        """The answer to a request that arrived in full; ``since``: ``cleared`` when it began."""
 
 
 class Server(ThreadingMixIn, TCPServer):
@@ -89,10 +92,11 @@ class _Connection(BaseHTTPRequestHandler):
 
     def handle_one_request(self) -> None:
         self.raw_requestline = self.rfile.readline(65537)
+        since = self.server.recorder.cleared
         if not self.raw_requestline or not self.parse_request():
             self.close_connection = True
             return
-        answer = self.server.recorder.answer(self._received())
+        answer = self.server.recorder.answer(self._received(), since)
         if isinstance(answer, RawResponse):
             self._send_raw(answer)
         else:
@@ -109,13 +113,20 @@ class _Connection(BaseHTTPRequestHandler):
 
     def _body(self) -> Iterator[bytes]:
         if "chunked" not in self.headers.get("Transfer-Encoding", "").lower():
-            yield self.rfile.read(int(self.headers.get("Content-Length", "0")))
+            yield self._exactly(int(self.headers.get("Content-Length", "0")))
             return
         while size := int(self.rfile.readline(1024).split(b";")[0], 16):
-            yield self.rfile.read(size)
+            yield self._exactly(size)
             self.rfile.readline(3)
         while self.rfile.readline(65537).strip():
             continue  # trailers
+
+    def _exactly(self, size: int) -> bytes:
+        """Raises ConnectionError where the client went away before: that is no request."""
+        body = self.rfile.read(size)
+        if len(body) < size:
+            raise ConnectionError
+        return body
 
     def _send(self, answer: Response) -> None:
         bodiless = self.command == "HEAD" or answer.status in (204, 304) or answer.status < 200

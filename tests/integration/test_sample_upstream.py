@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from broker_core.dev.upstream import RawResponse, Response, SampleUpstream
+from broker_core.dev.upstream import RawResponse, Received, Response, SampleUpstream
 from broker_core.dev.upstream_hostile import BOMB_BYTES, BREAKING, ECHOES, LIMITS
 from tests.sentinel import Search, Sentinel, text_sentinel
 from tests.waiting import wait_until
@@ -257,6 +257,24 @@ class TestOwnRoutes:
         upstream.clear()
         assert (upstream.requests, upstream.connections_accepted, upstream.handshakes_completed) == ([], 0, 0)
         assert _get(connection, "/x")[0].status == 200
+
+    def test_clear_forgets_what_is_on_its_way(self, upstream: SampleUpstream) -> None:
+        """A request that began before is answered, and stands in nobody else's records."""
+        begun = upstream.cleared
+        upstream.clear()
+        assert upstream.answer(Received("POST", "/x", "", (), b"1234"), begun).status == 200
+        assert upstream.requests == []
+
+    def test_a_body_that_breaks_off_is_no_request(self, upstream: SampleUpstream) -> None:
+        """Nothing is recorded of it."""
+        with closing(_connect(upstream)) as client:
+            client.putrequest("POST", "/x")
+            client.putheader("Content-Length", "9")
+            client.endheaders(b"1234")
+            client.sock.shutdown(socket.SHUT_WR)
+            while client.sock.recv(4096):
+                pass
+        assert upstream.requests == []
 
 
 def _everything(upstream: SampleUpstream, path: str, value: Sentinel) -> bytes:
