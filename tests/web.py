@@ -18,10 +18,11 @@ import httpx
 import uvicorn
 from anyio.from_thread import BlockingPortal, start_blocking_portal
 from fastapi import FastAPI
+from starlette.datastructures import State
 
 from broker_core.adapters.clock import SystemClock
 from broker_core.api.jwks import Jwks
-from broker_core.api.main import make_api
+from broker_core.api.main import dress, routed
 from broker_core.api.surface import Surface
 from broker_core.api.tokens import TokenVerifier
 from tests.live import Live
@@ -89,6 +90,26 @@ class Web:
         self._closing.close()
 
 
+#: applications that no test has: to make one takes longer than most tests of it
+_idle: list[FastAPI] = []
+
+
+def _undressed(closing: ExitStack) -> FastAPI:
+    """An application on no surface, back among the idle ones at the end unless the test gave it routes of its own."""
+    api = _idle.pop() if _idle else routed()
+    routes = list(api.router.routes)
+
+    def give_back() -> None:
+        if api.router.routes == routes:
+            api.state = State()
+            api.user_middleware.clear()
+            api.middleware_stack = None
+            _idle.append(api)
+
+    closing.callback(give_back)
+    return api
+
+
 def web_on(live: Live, **replaced: Any) -> Web:
     """The application on an App; close it. ``replaced`` parts of the surface: ``rates=…``, ``tokens=…``."""
     platform = Platform()
@@ -97,7 +118,8 @@ def web_on(live: Live, **replaced: Any) -> Web:
     tokens = TokenVerifier(Jwks(platform.jwks, clock), issuer=ISSUER, audience=AUDIENCE, clock=clock)
     parts = {"tokens": tokens, **replaced}
     parts.setdefault("rates", getattr(live.app, "rates", None))
-    api = make_api(Surface(live.app, **parts))
+    api = _undressed(closing)
+    dress(api, Surface(live.app, **parts))
     return Web(live, api, platform, closing.enter_context(start_blocking_portal()), closing)
 
 
