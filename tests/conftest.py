@@ -16,6 +16,7 @@ machine only.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import sys
 import threading
@@ -41,6 +42,11 @@ HERE = Path(__file__).parent
 THIS_MACHINE = ["127.0.0.0/8", "127.0.0.1", "::1", "localhost"]
 _cluster: pytest.StashKey[Postgres] = pytest.StashKey()
 _run: pytest.StashKey[str] = pytest.StashKey()
+#: tests of ten seconds and more
+_LONG = re.compile(
+    r"^tests/(faults/|invariants/test_inv_01|unit/test_reconcile_command"
+    r"|integration/test_(demo|byok_story|documents.*test_try_it|web_process))"
+)
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -74,7 +80,9 @@ def pytest_configure_node(node: Any) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What each test may reach, by the directory it is in."""
+    """What each test may reach, by the directory it is in; and the long ones first, so that at the end of a run no
+    worker is left with one of them while the others have nothing to do."""
+    items.sort(key=lambda item: not _LONG.search(item.nodeid))
     for item in items:
         if HERE not in item.path.parents:
             continue
