@@ -77,7 +77,8 @@ def test_each_of_many_gets_one_version_while_it_is_rotated(
     live_with: Callable[..., Live], way_out: HttpsUpstream
 ) -> None:
     """64 injections of one secret during a rotation, and one in each of 64 other workspaces: each is answered, with the
-    old value or the new one and never anything else, and its audit row names the version that was sent."""
+    old value or the new one and never anything else, its audit row names the version that was sent, and its session
+    was its own."""
     live = live_with(upstream=way_out, threads=4 * MANY)
     one, *others = tenants(live, 1 + MANY)
 
@@ -96,6 +97,10 @@ def test_each_of_many_gets_one_version_while_it_is_rotated(
     assert sum(sent[value] for value in of_one) == MANY
     versions = Counter(use.intent.version for use in injections(one.live))
     assert versions == Counter({v: sent[f"value-of-tenant-0-{v}"] for v in (1, 2) if sent[f"value-of-tenant-0-{v}"]})
+    decrypts = decrypts_of(live, [one, *others])
+    assert len(decrypts) == len({call.session_name for call in decrypts}) == 2 * MANY
+    workspaces = {tenant.key_arn: tenant.live.workspace for tenant in (one, *others)}
+    assert all(call.encryption_context["axiorank:workspace"] == workspaces[call.key_arn] for call in decrypts)
 
 
 def injections(live: Live) -> list[Any]:

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from broker_core import advice, policies, verification
+from broker_core.adapters import sessions
 from broker_core.byok import Verification
 from broker_core.dev.aws import CustomerAccount, Fault, fresh_account_id
 from broker_core.dev.aws.account import document, statement
 from broker_core.errors import Invalid
 from broker_core.model import ConnectionStatus, StepOutcome
-from broker_core.policies import Extra
+from broker_core.policies import Action, Extra
 from tests.live import OUR_ACCOUNT, Live
 from tests.store_setup import age_connection
 
@@ -222,6 +223,23 @@ class TestWrongSetUps:
         assert [step.name for step in found.steps] + list(found.not_run) == NAMES
         self.assert_nothing_is_left(live, found)
         assert live.app.store.setting(live.workspace) == before
+
+    def test_a_session_of_ours_that_is_too_narrow(self, live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The double itself denies what our session's policy leaves out, and the customer is not blamed."""
+        right = policies.session_policy
+        narrow = {Action.ENCRYPT: Action.DECRYPT}
+        monkeypatch.setattr(
+            sessions,
+            "session_policy",
+            lambda action, key_arn, context: right(narrow.get(action, action), key_arn, context),
+        )
+
+        found = connect(live, given_by(live.customer()))
+
+        (failed,) = found.failed()
+        assert (failed.name, failed.aws_code) == (verification.ENCRYPT, "AccessDeniedException")
+        assert "fault is ours" in failed.what_to_do
+        self.assert_nothing_is_left(live, found)
 
     def assert_nothing_is_left(self, live: Live, found: Verification) -> None:
         """Pending, with its steps, unverified; no sweeper touches it, and new values go where they went before."""
