@@ -34,7 +34,7 @@ class Story(Scene):
 
     def steps(self) -> Iterator[Step]:
         """Name, sentence and step, in order."""
-        yield "processes", "The Procfile's worker, sweeper and scheduler start.", self.processes
+        yield "processes", "The Procfile's web, worker, sweeper and scheduler start.", self.processes
         yield (
             "before_byok",
             "A secret from before BYOK: it is stored under the platform cipher, and injects.",
