@@ -31,6 +31,10 @@ _PREFIX = "axiorank:rate"
 PAUSE_SECONDS = 5.0
 #: counts whatever there is: the number that the library compares with
 _NO_LIMIT = 2**53
+#: seconds: the windows' resolution. What ends in a moment has not ended: the store, asked then, still refuses
+_TICK = 0.001
+#: the store multiplies before it divides
+_ROUNDING = 1e-9
 
 
 class SharedLimiter:
@@ -115,10 +119,10 @@ def seconds_until(
     and this one, which then counts by its part, in ``current_ends``.
     """
     if current > room:
-        return current_ends - (max(room, 0) + 1) * seconds / current
-    if previous * previous_ends / seconds + current < room + 1:  # parts of one are not counted
+        return current_ends - (max(room, 0) + 1) * seconds / current + _TICK
+    if previous * previous_ends / seconds + current < room + 1 - _ROUNDING:  # parts of one are not counted
         return 0.0
-    return previous_ends - (room + 1 - current) * seconds / previous
+    return previous_ends - (room + 1 - current) * seconds / previous + _TICK
 
 
 def _key(limit: Limit, subject: tuple[str, ...]) -> str:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from fractions import Fraction
 
 import pytest
 import redis
+from hypothesis import given
+from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
 from broker_core.adapters.clock import SystemClock
@@ -187,4 +190,20 @@ class TestSecondsUntil:
     )
     def test_window(self, room: int, window: tuple[int, float, int, float], seconds: float) -> None:
         """The wait is what it takes until the window's weighted count is down."""
-        assert seconds_until(room, 60, *window) == pytest.approx(seconds)
+        assert seconds_until(room, 60, *window) == pytest.approx(seconds, abs=0.0011)  # the windows' resolution
+
+    @given(
+        limit=st.integers(1, 200),
+        seconds=st.integers(1, 100),
+        counts=st.tuples(st.integers(0, 400), st.integers(0, 400)),
+        share=st.fractions(0, 1),
+    )
+    def test_free_is_what_can_be_taken(
+        self, limit: int, seconds: int, counts: tuple[int, int], share: Fraction
+    ) -> None:
+        """There is no wait exactly where the store (its script counts so, in milliseconds) lets one more in."""
+        previous, current = counts
+        ends = round(share * seconds * 1000)
+        lets_in = previous * ends // (seconds * 1000) + current + 1 <= limit
+        wait = seconds_until(limit - 1, seconds, previous, ends / 1000, current, (ends + seconds * 1000) / 1000)
+        assert (wait <= 0) == lets_in
