@@ -47,6 +47,8 @@ kill -s KILL 0
 """
 
 _LINES_KEPT = 2000
+#: seconds until what was killed is gone, on a machine that may be busy
+_KILLED_SECONDS = 30.0
 
 
 class StartFailed(RuntimeError):
@@ -126,26 +128,27 @@ class Child:
             raise StopFailed(f"process {self.pid} did not end within {seconds:g} s of {name}")
 
     def stop(self, name: str, seconds: float = 30.0) -> None:
-        """As ``end``, then let ``sh`` go, too, without removing anything. May be called again."""
+        """As ``end``, but what is left after ``seconds`` is killed; then let ``sh`` go, too, without removing anything.
+        May be called again."""
         try:
             self.end(name, seconds)
         except StopFailed:
-            self._end_the_group(seconds)
+            self._end_the_group()
         self._order("leave")
         self.let_go()
-        self._shell.wait(seconds)
+        self._shell.wait(_KILLED_SECONDS)
         for stream in (self._shell.stdout, self._shell.stderr):
             if stream is not None:
                 stream.close()
 
-    def _end_the_group(self, seconds: float) -> None:
+    def _end_the_group(self) -> None:
         # a first process that is killed can leave others behind; with ``sh`` they are one group, which is ours alone
         if self._shell.poll() is None:
             with suppress(ProcessLookupError):
                 os.killpg(self._shell.pid, signal.SIGKILL)
-        self._reader.join(seconds)
+        self._reader.join(_KILLED_SECONDS)
         if self._reader.is_alive():
-            raise StopFailed(f"what process {self.pid} started did not end within {seconds:g} s")
+            raise StopFailed(f"what process {self.pid} started did not end within {_KILLED_SECONDS:g} s")
 
     def let_go(self) -> None:
         """Close our end of the pipe."""
