@@ -10,6 +10,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+import sqlalchemy
 from structlog.testing import capture_logs
 
 from broker_core.errors import KeyState
@@ -133,6 +134,14 @@ HELD = """
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
 
 
+def wait_long(web: Web) -> None:
+    """Let statements wait for a lock until a slow machine has done all that this takes."""
+    engine = web.live.app.store._database._engine
+    patience = "SET lock_timeout = '60s'; SET statement_timeout = '60s'"
+    sqlalchemy.event.listen(engine, "connect", lambda connection, _: connection.execute(patience))
+    engine.dispose()
+
+
 class TestIdempotency:
     """Idempotency-Key."""
 
@@ -175,6 +184,7 @@ class TestIdempotency:
 
     def test_in_flight(self, web: Web, clean_database: str) -> None:
         """While the first is being served its repeat is a conflict, at once; then it is answered like the first."""
+        wait_long(web)
         with psycopg.connect(plain(clean_database)) as other, ThreadPoolExecutor(1) as pool:
             other.execute("SELECT 1 FROM workspaces WHERE id = %s FOR UPDATE", (web.live.workspace,))
             first = pool.submit(create, web, "k-1")
@@ -188,6 +198,7 @@ class TestIdempotency:
 
     def test_a_broken_one_leaves_nothing_locked(self, web: Web, clean_database: str) -> None:
         """A request whose connection dies in the middle does not lock its key."""
+        wait_long(web)
         cut = f"SELECT pg_terminate_backend(pid) FROM {HELD}"
         with psycopg.connect(plain(clean_database)) as other, ThreadPoolExecutor(1) as pool:
             other.execute("SELECT 1 FROM workspaces WHERE id = %s FOR UPDATE", (web.live.workspace,))
@@ -195,6 +206,8 @@ class TestIdempotency:
             wait_until(lambda: other.execute(cut).fetchall(), what="the first request's lock")
             assert first.result(timeout=20).status_code == 503
             other.rollback()
+            # the server says that it ends a connection before it lets go of its locks
+            wait_until(lambda: not other.execute(f"SELECT pid FROM {HELD}").fetchall(), what="the connection's end")
         assert create(web, "k-1").status_code == 202
 
 
