@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import queue
 import socket
 import ssl
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
 import pytest
 import trustme
 
+from broker_core.adapters import webhook
 from broker_core.adapters.clock import SystemClock
 from broker_core.adapters.webhook import Webhook
 from broker_core.errors import ConfigurationError, Unauthorized
 from broker_core.events import Notice, NoticeType
 from broker_core.ports import Answer, Delivery
 from tests.receiver import DRIPS, HANGS, HUGE, NO_HTTP, SECRET, Receiver, receiving
+from tests.waiting import wait_until
 
 NOTICE = Notice(
     UUID("01a20e59-6f3d-7404-afd6-e94a4c5f7a3c"),
@@ -120,8 +124,17 @@ class TestAnswers:
         assert len(receiver.requests) == 1
 
     @pytest.mark.parametrize("manners", [HANGS, DRIPS])
-    def test_slow(self, receiver: Receiver, manners: str) -> None:
+    def test_slow(self, receiver: Receiver, manners: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """The time is over, whether nothing comes or a little now and then; it was sent once."""
+
+        class OnceItIsSent(queue.SimpleQueue[Delivery]):
+            """Its time begins when the request is there: else it may be over before anything was sent."""
+
+            def get(self, block: bool = True, timeout: float | None = None) -> Delivery:
+                wait_until(lambda: receiver.requests, what="the request")
+                return super().get(block, timeout)
+
+        monkeypatch.setattr(webhook, "queue", SimpleNamespace(SimpleQueue=OnceItIsSent, Empty=queue.Empty))
         receiver.answer = manners
         assert sent(receiver, LITTLE) == Delivery(Answer.AWAY, "timeout")
         assert len(receiver.requests) == 1
