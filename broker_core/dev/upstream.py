@@ -49,7 +49,6 @@ class SampleUpstream:
         self.server_names: list[str | None] = []
         context = self._certify(certificate)
         self.requests: list[Received] = []
-        self.cleared = 0
         self.connections_accepted = 0
         self.handshakes_completed = 0
         self._routes: dict[str, Route] = {}
@@ -94,8 +93,8 @@ class SampleUpstream:
 
     def clear(self) -> None:
         """Forget requests, counters and added routes; what is still on its way in is not recorded either."""
+        self._server.forget()
         with self._changed:
-            self.cleared += 1
             self.requests.clear()
             self.server_names.clear()
             self.connections_accepted = self.handshakes_completed = 0
@@ -128,23 +127,28 @@ class SampleUpstream:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         issued.configure_cert(context)
-        context.sni_callback = lambda _socket, name, _context: self.server_names.append(name)
         return context
 
-    def accepted(self) -> None:
+    def accepted(self, since: int) -> None:
         """For the server: count a connection."""
         with self._changed:
-            self.connections_accepted += 1
+            self.connections_accepted += since == self._server.cleared
 
-    def shook_hands(self) -> None:
+    def asked_for(self, name: str | None, since: int) -> None:
+        """For the server: record the name that a handshake asked for."""
+        with self._changed:
+            if since == self._server.cleared:
+                self.server_names.append(name)
+
+    def shook_hands(self, since: int) -> None:
         """For the server: count a handshake."""
         with self._changed:
-            self.handshakes_completed += 1
+            self.handshakes_completed += since == self._server.cleared
 
     def answer(self, request: Received, since: int) -> Response | RawResponse:
         """For the server: record a request and answer it."""
         with self._changed:
-            if since == self.cleared:
+            if since == self._server.cleared:
                 self.requests.append(request)
                 self._changed.notify_all()
         route = self._routes.get(request.path) or _ROUTES.get(request.path)

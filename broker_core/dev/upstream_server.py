@@ -1,15 +1,20 @@
 """The sample upstream's HTTP/1.1: a thread per connection (its TLS, too), keep-alive, buffered writes, TCP_NODELAY.
 
-Prints nothing, whatever happens: a request line may hold an injected query parameter. Imports ``upstream_routes``.
+Who asks ``forget`` gets a clean cut: what a client did before it, however late a thread here comes to it, is told with
+the number of the time before. Prints nothing, whatever happens: a request line may hold an injected query parameter.
+Imports ``upstream_routes``.
 """
 
 from __future__ import annotations
 
+import io
+import select
 import socket
 import ssl
 import struct
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any, Protocol
@@ -19,19 +24,26 @@ from broker_core.dev.upstream_routes import RawResponse, Received, Response
 
 
 class Recorder(Protocol):
-    """Who is told what happens, and answers."""
+    """Who is told what happens, and answers. ``since``: how often everything had been forgotten when it began."""
 
-    #: how many times everything was forgotten
-    cleared: int
-
-    def accepted(self) -> None:
+    def accepted(self, since: int) -> None:
         """A connection was accepted."""
 
-    def shook_hands(self) -> None:
+    def asked_for(self, name: str | None, since: int) -> None:
+        """A TLS handshake asked for this name."""
+
+    def shook_hands(self, since: int) -> None:
         """A TLS handshake was completed."""
 
     def answer(self, request: Received, since: int) -> Response | RawResponse:
-        """The answer to a request that arrived in full; ``since``: ``cleared`` when it began."""
+        """The answer to a request that arrived in full."""
+
+
+@dataclass
+class _Client:
+    """Who connected. ``since``: when what is on its way from it began; None while nothing is."""
+
+    since: int | None
 
 
 class Server(ThreadingMixIn, TCPServer):
@@ -44,26 +56,60 @@ class Server(ThreadingMixIn, TCPServer):
 
     def __init__(self, recorder: Recorder, context: ssl.SSLContext | None) -> None:
         self.recorder = recorder
+        #: how many times everything was forgotten
+        self.cleared = 0
         self._context = context
-        self._open: set[socket.socket] = set()
+        self._here = threading.local()
+        if context is not None:
+            context.sni_callback = lambda _socket, name, _context: recorder.asked_for(name, self._here.since)
+        self._open: dict[socket.socket, _Client] = {}
+        self._knocks: set[Any] = set()
         self._lock = threading.Lock()
         super().__init__(("127.0.0.1", 0), _Connection)
 
+    def forget(self) -> None:
+        """Count anew: what clients have sent or opened before this belongs to what was before."""
+        self._catch_up()
+        with self._lock:
+            for connection, client in self._open.items():
+                if client.since is None and _is_readable(connection, 0):
+                    client.since = self.cleared
+            self.cleared += 1
+
+    def begun(self, client: _Client) -> int:
+        """When the request began that is on its way from this client: now, if none was."""
+        with self._lock:
+            if client.since is None:
+                client.since = self.cleared
+            return client.since
+
+    def ended(self, client: _Client) -> None:
+        """Its request was read. To be said before it has the answer, and can send the next."""
+        with self._lock:
+            client.since = None
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        return client_address not in self._knocks
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        client = _Client(self.cleared)
+        self.recorder.accepted(self.cleared)
+        super().process_request(request, client)
+
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        self.recorder.accepted()
         request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            secured = self._secure(request)
+            secured = self._secure(request, self.begun(client_address))
         except OSError:  # the client refused our certificate, or spoke no TLS
             request.close()
             return
         with self._lock:
-            self._open.add(secured)
+            self._open[secured] = client_address
         super().process_request_thread(secured, client_address)
 
     def shutdown_request(self, request: Any) -> None:
         with self._lock:
-            self._open.discard(request)
+            self._open.pop(request, None)
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -71,16 +117,44 @@ class Server(ThreadingMixIn, TCPServer):
 
     def cut_all(self) -> None:
         with self._lock:
-            left, self._open = self._open, set()
+            left = list(self._open)
+            self._open.clear()
         for connection in left:
             _cut(connection)
 
-    def _secure(self, request: socket.socket) -> socket.socket:
+    def _catch_up(self) -> None:
+        """Accept whatever waits to be: connections are accepted in order, and this one is the last."""
+        with socket.socket() as knock:
+            knock.settimeout(20)
+            knock.bind(("127.0.0.1", 0))
+            self._knocks.add(knock.getsockname())
+            knock.connect(self.server_address)
+            knock.recv(1)
+            self._knocks.discard(knock.getsockname())
+
+    def _secure(self, request: socket.socket, since: int) -> socket.socket:
         if self._context is None:
             return request
+        self._here.since = since
         secured = self._context.wrap_socket(request, server_side=True)
-        self.recorder.shook_hands()
+        self.recorder.shook_hands(since)
         return secured
+
+
+class _Arriving(io.RawIOBase):
+    """What a client sends. Nothing is taken from its socket before ``begun`` was told."""
+
+    def __init__(self, connection: socket.socket, begun: Callable[[], object]) -> None:
+        self._connection = connection
+        self._begun = begun
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        _is_readable(self._connection)
+        self._begun()
+        return self._connection.recv_into(buffer)
 
 
 class _Connection(BaseHTTPRequestHandler):
@@ -89,14 +163,22 @@ class _Connection(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     wbufsize = -1  # buffered: headers and a short body leave in one packet
     server: Server
+    client_address: _Client  # type: ignore[assignment]  # a name of the base class's; it is passed on and no more
+
+    def setup(self) -> None:
+        super().setup()
+        self.rfile.close()
+        arriving = _Arriving(self.connection, lambda: self.server.begun(self.client_address))
+        self.rfile = io.BufferedReader(arriving, 65_536)
 
     def handle_one_request(self) -> None:
         self.raw_requestline = self.rfile.readline(65537)
-        since = self.server.recorder.cleared
         if not self.raw_requestline or not self.parse_request():
             self.close_connection = True
             return
-        answer = self.server.recorder.answer(self._received(), since)
+        request, since = self._received(), self.server.begun(self.client_address)
+        self.server.ended(self.client_address)
+        answer = self.server.recorder.answer(request, since)
         if isinstance(answer, RawResponse):
             self._send_raw(answer)
         else:
@@ -162,6 +244,16 @@ class _Connection(BaseHTTPRequestHandler):
         if answer.reset:
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             _cut(self.connection, politely=False)
+
+
+def _is_readable(connection: socket.socket, milliseconds: float | None = None) -> bool:
+    """Whether there is something to read, or the end; waits for it, for ever unless told for how long."""
+    number = connection.fileno()
+    if number < 0 or (isinstance(connection, ssl.SSLSocket) and connection.pending()):
+        return True
+    poll = select.poll()
+    poll.register(number, select.POLLIN)
+    return bool(poll.poll(milliseconds))
 
 
 def _cut(connection: socket.socket, *, politely: bool = True) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from broker_core.dev.upstream import RawResponse, Received, Response, SampleUpstream
+from broker_core.dev.upstream import RawResponse, Response, SampleUpstream
 from broker_core.dev.upstream_hostile import BOMB_BYTES, BREAKING, ECHOES, LIMITS
 from tests.sentinel import Search, Sentinel, text_sentinel
 from tests.waiting import wait_until
@@ -258,12 +258,32 @@ class TestOwnRoutes:
         assert (upstream.requests, upstream.connections_accepted, upstream.handshakes_completed) == ([], 0, 0)
         assert _get(connection, "/x")[0].status == 200
 
-    def test_clear_forgets_what_is_on_its_way(self, upstream: SampleUpstream) -> None:
-        """A request that began before is answered, and stands in nobody else's records."""
-        begun = upstream.cleared
+    def test_clear_forgets_what_is_on_its_way(
+        self, upstream: SampleUpstream, connection: http.client.HTTPSConnection
+    ) -> None:
+        """A request that began before is answered, and stands in nobody else's records; the next one does."""
+        _get(connection, "/x")
+        connection.putrequest("POST", "/x")
+        connection.putheader("Content-Length", "4")
+        connection.endheaders()
         upstream.clear()
-        assert upstream.answer(Received("POST", "/x", "", (), b"1234"), begun).status == 200
-        assert upstream.requests == []
+        connection.send(b"1234")
+        response = connection.getresponse()
+        assert (response.status, response.read(), upstream.requests) == (200, b'{"ok": true}', [])
+        _get(connection, "/x")
+        assert len(upstream.requests) == 1
+
+    def test_clear_forgets_who_is_at_the_door(self, upstream: SampleUpstream) -> None:
+        """A connection that was opened before is counted nowhere, and what comes on it is not recorded."""
+        with socket.create_connection(("127.0.0.1", upstream.port)) as early:
+            upstream.clear()
+            context = ssl.create_default_context(cafile=str(upstream.ca_file))
+            with context.wrap_socket(early, server_hostname="localhost") as secured:
+                secured.sendall(b"GET /x HTTP/1.1\r\nConnection: close\r\n\r\n")
+                while secured.recv(4096):
+                    pass
+        assert (upstream.requests, upstream.server_names) == ([], [])
+        assert (upstream.connections_accepted, upstream.handshakes_completed) == (0, 0)
 
     def test_a_body_that_breaks_off_is_no_request(self, upstream: SampleUpstream) -> None:
         """Nothing is recorded of it."""
