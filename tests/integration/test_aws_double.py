@@ -13,6 +13,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError
 
 from broker_core.dev.aws import AwsDouble, Credentials, CustomerAccount, Fault, document, fresh_account_id, statement
+from broker_core.dev.aws.faults import Dropped, Faults, Subject
 from tests.waiting import wait_until
 
 VALUE = b"plaintext-of-a-test"
@@ -626,8 +628,28 @@ class TestFaults:
         thread.start()
         wait_until(lambda: scene.aws.faults.hanging == 1)
         scene.aws.faults.clear()
-        thread.join(10)
+        thread.join(30)
         assert ended == ["ConnectionClosedError"]
+
+    def test_what_was_released_hangs_no_more(self) -> None:
+        """Who clears the faults and waits for the next call to hang does not meet one of before, whose thread is held
+        up."""
+        faults, held_up = Faults(time.monotonic), threading.Event()
+        faults.add(Fault(hang=True))
+        faults._released.wait = lambda _=None: held_up.wait(30)  # type: ignore[method-assign]
+
+        def call() -> None:
+            with pytest.raises(Dropped):
+                faults.apply(Subject("kms:Decrypt", "", None, None, ()), after=False)
+
+        thread = threading.Thread(target=call)
+        thread.start()
+        wait_until(lambda: faults.hanging == 1)
+        faults.clear()
+        hanging = faults.hanging
+        held_up.set()
+        thread.join(30)
+        assert (hanging, faults.hanging) == (0, 0)
 
     def test_changes_wait_for_propagation(self, scene: Scene) -> None:
         """A change that is on its way is not yet in force, and is after `propagate`."""

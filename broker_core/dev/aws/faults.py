@@ -90,6 +90,7 @@ class Faults:
         """Takes every rule away and releases what hangs."""
         with self._lock:
             self._rules = []
+            self._hanging = 0
             released, self._released = self._released, threading.Event()
         released.set()
 
@@ -97,7 +98,7 @@ class Faults:
 
     @property
     def hanging(self) -> int:
-        """How many calls hang at the moment."""
+        """How many calls hang: none once they were released, however late their threads come to it."""
         return self._hanging
 
     def __len__(self) -> int:
@@ -120,10 +121,9 @@ class Faults:
 
     def _hang(self, released: threading.Event) -> None:
         with self._lock:
-            self._hanging += 1
+            if released is self._released:
+                self._hanging += 1
         released.wait()
-        with self._lock:
-            self._hanging -= 1
 
     def _claim(self, subject: Subject, after: bool) -> Fault | None:
         for rule in self._rules:
