@@ -9,7 +9,6 @@ Redis away it waits, with a growing pause, and says so.
 from __future__ import annotations
 
 import signal
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -18,6 +17,7 @@ from broker_core import telemetry
 from broker_core.adapters.queue import MAINTENANCE, SWEEP
 from broker_core.errors import Unavailable
 from broker_core.ports import Clock
+from broker_core.signals import Stop
 from workers.custody import RECONCILE
 from workers.notify import DELIVERIES, ROTATIONS
 from workers.sweeper import CHECKS, MOVES, PROBES, PROOFS, REFUSALS
@@ -108,7 +108,5 @@ def run(scheduler: Scheduler, is_over: Callable[[], bool], wait: Callable[[float
 
 def run_until_signalled(queue: TickQueue, clock: Clock) -> None:
     """Run in this process's main thread until SIGTERM or SIGINT; then return."""
-    stop = threading.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
-    run(Scheduler(queue, clock), stop.is_set, stop.wait)
+    with Stop(signal.SIGTERM, signal.SIGINT) as stop:
+        run(Scheduler(queue, clock), stop.is_set, stop.wait)

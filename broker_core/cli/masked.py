@@ -27,6 +27,7 @@ from typing import IO, Any
 
 from broker_core.errors import Refused
 from broker_core.inject.redact import Redactor, forms
+from broker_core.signals import Bell
 
 #: what a shell answers for a command that it cannot run, or cannot find
 NOT_STARTED, NOT_FOUND = 126, 127
@@ -65,7 +66,7 @@ def run(command: Sequence[str], variables: Mapping[str, str], *, masking: bool =
             raise _not_started(problem) from None
         signals.send_to(child)
         with pumps.of(child) if pumps else nullcontext():
-            code = child.wait()
+            code = signals.wait_for(child)
             signals.restore()  # there is nobody left to send them to: they are for us again
     return code if code >= 0 else 128 - code
 
@@ -89,10 +90,12 @@ class _Signals:
         self._child: subprocess.Popen[bytes] | None = None
         self._early: list[int] = []
         self._before: dict[int, Any] = {}
+        self._bell = Bell()
 
     def __enter__(self) -> _Signals:
-        # inherited as ignored, it would let the kernel throw the child's exit code away
-        self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._bell.__enter__()
+        # it rings; and inherited as ignored, it would let the kernel throw the child's exit code away
+        self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
         for number in (getattr(signal, name) for name in _FORWARDED):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it, for the child too
                 self._before[number] = signal.signal(number, self._forward)
@@ -100,6 +103,7 @@ class _Signals:
 
     def __exit__(self, *_: object) -> None:
         self.restore()
+        self._bell.__exit__()
 
     def restore(self) -> None:
         """As it was before. Safe more than once."""
@@ -111,6 +115,13 @@ class _Signals:
         self._child = child
         for number in self._early:
             child.send_signal(number)
+
+    def wait_for(self, child: subprocess.Popen[bytes]) -> int:
+        """The child's exit code, or the signal that ended it, negative. A bare wait() would now and then miss a signal
+        (``signals``), and the command would never get it."""
+        while (code := child.poll()) is None:
+            self._bell.wait()
+        return code
 
     def _forward(self, number: int, _: FrameType | None) -> None:
         if self._child is None:

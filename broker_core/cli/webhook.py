@@ -22,6 +22,7 @@ import click
 from broker_core.cli.common import as_json, exit_codes, settings
 from broker_core.errors import ConfigurationError, Unauthorized, Unavailable
 from broker_core.notice_signature import ID_HEADER, SIGNATURE_HEADER, check
+from broker_core.signals import Stop
 
 #: bytes of a notice that are read; ids that are remembered
 LARGEST_NOTICE, MOST_REMEMBERED = 1024 * 1024, 10_000
@@ -94,8 +95,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(413 if length.isdecimal() else 411)
         body = self.rfile.read(int(length))
         status, shown = self.server.inbox.take(dict(self.headers.items()), body)
-        self._answer(status)
-        return self.server.show(shown)
+        self.server.show(shown)  # before the answer: a sender's notices, one after another, are shown in their order
+        return self._answer(status)
 
     def _answer(self, status: int) -> None:
         self.send_response_only(status)
@@ -145,12 +146,10 @@ def listen(port: int | None, secret_file: Path | None) -> None:
 
 
 def _serve(receiver: Receiver) -> None:
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    threading.Thread(target=receiver.serve_forever, name="webhook", daemon=True).start()
-    click.echo(f"listening on http://127.0.0.1:{receiver.server_port}/ until ^C", err=True)
-    stop.wait()
+    with Stop(signal.SIGINT, signal.SIGTERM) as stop:
+        threading.Thread(target=receiver.serve_forever, name="webhook", daemon=True).start()
+        click.echo(f"listening on http://127.0.0.1:{receiver.server_port}/ until ^C", err=True)
+        stop.wait()
     receiver.shutdown()
     receiver.server_close()
 

@@ -7,7 +7,6 @@ import os
 import shlex
 import signal
 import tempfile
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,16 +14,18 @@ from pathlib import Path
 from broker_core.dev.aws import CustomerAccount
 from broker_core.dev.stack import CUSTOMER_ACCOUNT, PROGRAMS, LocalStack, webhook_environment
 from broker_core.dev.wiring import app_on
+from broker_core.signals import Stop
 
 WORKSPACE, EXTERNAL_ID = "ws_local", "local-external-id-1"
 
 
 def serve(env_file: Path | None, say: Callable[[str], None]) -> None:
     """Start the stack and its processes, connect a workspace to a customer's key, and wait until a signal ends it."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda *_: stop.set())
-    with LocalStack.start(**webhook_environment()) as stack, written(env_file, stack.environment):
+    with (
+        Stop(signal.SIGINT, signal.SIGTERM, signal.SIGHUP) as stop,
+        LocalStack.start(**webhook_environment()) as stack,
+        written(env_file, stack.environment),
+    ):
         stack.run(*PROGRAMS)
         customer = stack.customer(EXTERNAL_ID)
         with app_on(stack) as app:

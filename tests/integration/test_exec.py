@@ -49,10 +49,12 @@ sys.exit(masked.run(command, variables, masking=masking))
 """
 
 
-def line_for(*command: str, value: str = VALUE, masking: bool = True, terminal: bool = False) -> list[str]:
-    """The command line that runs ``command`` with TOKEN."""
+def line_for(
+    *command: str, value: str = VALUE, masking: bool = True, terminal: bool = False, first: str = ""
+) -> list[str]:
+    """The command line that runs ``command`` with TOKEN, in a Python that did ``first``."""
     arguments = map(json.dumps, [{"TOKEN": value}, masking, terminal, *command])
-    return [sys.executable, "-P", "-c", DRIVER, str(masked.__file__), *arguments]
+    return [sys.executable, "-P", "-c", first + DRIVER, str(masked.__file__), *arguments]
 
 
 def run(*command: str, stdin: bytes = b"", **how: Any) -> subprocess.CompletedProcess[bytes]:
@@ -173,6 +175,21 @@ class TestEnd:
             assert read(process) == b"ready\n"
             process.send_signal(getattr(signal, name))
             assert process.wait(30) == getattr(signal, name) + 40
+
+    def test_a_signal_that_another_thread_got_is_forwarded(self) -> None:
+        """The kernel may hand a signal to any thread: the command gets it all the same."""
+        script = (
+            "import signal, sys\nwanted = {signal.SIGUSR1}\nprint('ready', flush=True)\n"
+            "sys.exit(signal.sigwait(wanted) + 40)"  # blocked already: a process inherits that
+        )
+        elsewhere = (
+            "import signal, threading\nthreading.Thread(target=threading.Event().wait, daemon=True).start()\n"
+            "signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})\n"
+        )
+        with running(*PYTHON, script, first=elsewhere) as process:
+            assert read(process) == b"ready\n"
+            process.send_signal(signal.SIGUSR1)
+            assert process.wait(30) == signal.SIGUSR1 + 40
 
     @pytest.mark.parametrize("first", ["", "os.setpgid(0, 0)\n"], ids=["our group", "a group of its own"])
     def test_an_interrupt_at_the_terminal_comes_once(self, first: str) -> None:

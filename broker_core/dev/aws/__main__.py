@@ -15,6 +15,7 @@ import threading
 import click
 
 from broker_core.dev.aws.server import AwsDouble
+from broker_core.signals import Stop
 
 
 @click.command()
@@ -23,17 +24,15 @@ from broker_core.dev.aws.server import AwsDouble
 @click.option("--with-stdin", is_flag=True, help="end when standard input is closed")
 def main(port: int, region: str, with_stdin: bool) -> None:
     """Serve KMS, STS and IAM on 127.0.0.1 until told to stop."""
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    if with_stdin:
-        threading.Thread(target=_stop_at_end_of_input, args=(stop,), daemon=True).start()
-    with AwsDouble(port=port, region=region) as double:
-        click.echo(json.dumps({"endpoint": double.endpoint}))
-        stop.wait()
+    with Stop(signal.SIGINT, signal.SIGTERM) as stop:
+        if with_stdin:
+            threading.Thread(target=_stop_at_end_of_input, args=(stop,), daemon=True).start()
+        with AwsDouble(port=port, region=region) as double:
+            click.echo(json.dumps({"endpoint": double.endpoint}))
+            stop.wait()
 
 
-def _stop_at_end_of_input(stop: threading.Event) -> None:
+def _stop_at_end_of_input(stop: Stop) -> None:
     """On the bare descriptor: a thread inside a buffered read would break the interpreter's shutdown."""
     while os.read(sys.stdin.fileno(), 4096):
         pass
