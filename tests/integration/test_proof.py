@@ -25,6 +25,7 @@ from broker_core.ports import ProofOutcome
 from tests.databases import plain
 from tests.integration.test_documents import blocks, rows
 from tests.sentinel import Search, text_sentinel
+from tests.waiting import wait_until
 
 if TYPE_CHECKING:
     from broker_core.dev.aws import CustomerAccount
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 GUIDE = (Path(__file__).parents[2] / "docs" / "proof.md").read_text()
 KEY = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 SETTINGS = {"BROKER_SIGNING_KEY": KEY, "BROKER_CHECK_RPS": "1000"}
-#: seconds until a command is given up: the machine may be busy
+#: seconds until a proof or a command is given up: the machine may be busy
 PATIENCE = 120
 
 
@@ -57,10 +58,8 @@ def prove(live: Live) -> dict[str, Any]:
     """A proof to its end; its document."""
     proofs = live.app.proofs
     proof = proofs.start(live.workspace, asked_by="owner-1")
-    for _ in range(1000):
-        if proofs.step(live.workspace, proof.id).ended_at is not None:
-            return dict(proof_document.read(proof_document.payload_of(proofs.signed(live.workspace, proof.id))))
-    raise AssertionError("the proof does not end")
+    wait_until(lambda: proofs.step(live.workspace, proof.id).ended_at, deadline_seconds=PATIENCE, what="the proof")
+    return dict(proof_document.read(proof_document.payload_of(proofs.signed(live.workspace, proof.id))))
 
 
 REVOKING: dict[str, tuple[Callable[[CustomerAccount], object], str, str, bool]] = {
@@ -250,11 +249,13 @@ def test_a_tick_goes_on(live: Live, customer: CustomerAccount) -> None:
     """What was begun elsewhere is brought to its end by the sweeper's actor."""
     customer.disable_key()
     proof = live.app.proofs.start(live.workspace)
-    for _ in range(100):
+
+    def has_ended() -> bool:
         live.app.proofs.tick()
-        if (found := live.app.proofs.progress(live.workspace, proof.id)).ended_at is not None:
-            break
-    assert found.is_locked_out is True
+        return live.app.proofs.progress(live.workspace, proof.id).ended_at is not None
+
+    wait_until(has_ended, deadline_seconds=PATIENCE, what="the proof")
+    assert live.app.proofs.progress(live.workspace, proof.id).is_locked_out is True
 
 
 class TestGuide:

@@ -54,7 +54,7 @@ def run(live: Live, move: Reencryption | None = None) -> Reencryption:
         reached.append(live.app.reencrypt.step(live.workspace, move.id))
         return reached[-1].ended_at is not None
 
-    wait_until(has_ended, what="the end of the re-encryption")
+    wait_until(has_ended, deadline_seconds=120, what="the end of the re-encryption")
     return reached[-1]
 
 
@@ -274,11 +274,13 @@ class TestCommands:
             raise KeyboardInterrupt
 
         monkeypatch.setattr("broker_core.cli.moves.time.sleep", interrupted)
-        stopped = broker("reencrypt", BROKER_CHECK_RPS="1")
+        budget = "UPDATE byok_connections SET check_ready_at = now() {} interval '1 h'"
+        live.app.store._database.run("test", budget.format("+"), {})
+        stopped = broker("reencrypt")
         monkeypatch.undo()
         assert (stopped.exit_code, "the same command goes on" in stopped.stderr) == (1, True)
         running = live.app.reencrypt.progress(live.workspace)
-        live.app.store._database.run("test", "UPDATE byok_connections SET check_ready_at = now() - interval '1 h'", {})
+        live.app.store._database.run("test", budget.format("-"), {})
         result = broker("reencrypt")
         assert (result.exit_code, told(result)["id"], told(result)["left"]) == (0, str(running.id), 0)
 

@@ -82,8 +82,8 @@ class TestResolving:
         with monkeypatch.context() as out_of_threads:
             out_of_threads.setattr(threading.Thread, "start", no_thread)
             with pytest.raises(RuntimeError):
-                egress.addresses(Destination("api.example.com", 443), 1.0)
-        assert egress.addresses(Destination("api.example.com", 443), 1.0) == ["93.184.215.14"]
+                egress.addresses(Destination("api.example.com", 443), 20.0)
+        assert egress.addresses(Destination("api.example.com", 443), 20.0) == ["93.184.215.14"]
 
 
 class TestShowing:
