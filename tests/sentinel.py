@@ -11,6 +11,7 @@ import base64
 import hashlib
 import html
 import json
+import os
 import re
 import secrets
 import string
@@ -118,7 +119,8 @@ def digests(root: Path) -> dict[Path, bytes]:
 
 
 def _contents(root: Path) -> Iterator[tuple[Path, bytes]]:
-    for path in sorted(root.rglob("*")):
+    # os.walk, and not rglob, passes over directories that a server removes while we look
+    for path in sorted(Path(where, name) for where, _, names in os.walk(root) for name in names):
         try:
             if path.is_file() and not path.is_symlink():
                 yield path, path.read_bytes()

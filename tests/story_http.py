@@ -13,12 +13,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from broker_core.api.tokens import LONGEST_LIFE
 from broker_core.dev.aws import CustomerAccount
 from broker_core.dev.stack import LocalStack
 from broker_core.dev.upstream import RawResponse, Received, Response
@@ -290,10 +292,11 @@ class OverHttp:
         return ended.stdout
 
     def token(self, **claims: Any) -> str:
-        """A token of the workspace; for the same claims the same one."""
+        """A token of the workspace; for the same claims the same one, for as long as a token may live."""
         key = json.dumps(claims)
         if key not in self._tokens:
-            self._tokens[key] = self._platform.token(workspace=self._workspace, **claims)
+            ends = int(self._platform.seconds()) + LONGEST_LIFE
+            self._tokens[key] = self._platform.token(workspace=self._workspace, exp=ends, **claims)
         return self._tokens[key]
 
     def ask(
@@ -314,7 +317,9 @@ class OverHttp:
         try:
             url = path if root else f"/api/v1{path}"
             given = {"Content-Type": "application/json"} if sent else {}
-            connection.request(method, url, sent, self._headers({**given, **(headers or {})}, **claims))
+            # what is refused by its head is answered, and its connection closed, while the body is still being sent
+            with suppress(ConnectionError):
+                connection.request(method, url, sent, self._headers({**given, **(headers or {})}, **claims))
             answer = self._read(connection.getresponse())
         finally:
             connection.close()

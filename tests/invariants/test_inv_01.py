@@ -15,6 +15,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -160,7 +161,8 @@ def _end(stack: LocalStack) -> None:
     for program in stack.programs.values():
         program.signal("TERM")
     for program in stack.programs.values():
-        wait_until(lambda program=program: not program.alive, what="the end of the processes")  # type: ignore[misc]  # bound now
+        is_over = partial(lambda child: not child.alive, program)
+        wait_until(is_over, deadline_seconds=60, what="the end of the processes")
 
 
 def test_nothing_that_is_written_anywhere_holds_a_value(
