@@ -10,6 +10,7 @@ import json
 import socket
 import ssl
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ class Received:
     path: str
     headers: Mapping[str, str]
     body: bytes
+    #: Unix seconds
+    at: float = field(default_factory=time.time)
 
     @property
     def id(self) -> str:
