@@ -11,11 +11,14 @@ from typing import Any
 import psycopg
 import pytest
 
-from broker_core.dev.upstream import RawResponse, Received, Response
+from broker_core.adapters.egress import Egress
+from broker_core.adapters.upstream import HttpsUpstream
+from broker_core.dev.upstream import RawResponse, Received, Response, SampleUpstream
 from broker_core.errors import ClientGone, InjectionRefused, UpstreamError
 from broker_core.inject import Call, Cancellation
 from broker_core.inject.stream import BrokeredStream
 from tests.databases import plain
+from tests.fakes_keys import ManualClock
 from tests.live import AGENT, Live
 from tests.scripted import OK, read_head, scripted
 from tests.waiting import wait_until
@@ -94,12 +97,18 @@ def test_an_event_reaches_the_consumer_before_the_upstream_ends(stored: Live) ->
     assert outcome(stored, answer)[0] == "ok"
 
 
-def test_a_stream_that_ended_leaves_its_connection_to_the_next(stored: Live) -> None:
+def test_a_stream_that_ended_leaves_its_connection_to_the_next(
+    live_with: Callable[..., Live], upstream: SampleUpstream
+) -> None:
     """Whole and clean, also of unknown length."""
+    way = HttpsUpstream(Egress(["127.0.0.0/8", "::1/128"]), ManualClock(), str(upstream.ca_file))
+    live = live_with(upstream=way)
+    live.store(value=VALUE)
     for _ in range(2):
-        assert len(b"".join(stream(stored, "/sse?events=3").chunks()).splitlines()) == 9
+        assert len(b"".join(stream(live, "/sse?events=3").chunks()).splitlines()) == 9
+    way.close()
 
-    assert (len(stored.upstream.requests), stored.upstream.connections_accepted) == (2, 1)
+    assert (len(upstream.requests), upstream.connections_accepted) == (2, 1)
 
 
 def _cancels(_: BrokeredStream, cancellation: Cancellation) -> None:

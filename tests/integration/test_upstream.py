@@ -6,10 +6,9 @@ import logging
 import socket
 import ssl
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import count, repeat
+from itertools import chain, count
 from typing import Any
 
 import pytest
@@ -22,6 +21,7 @@ from broker_core.dev.upstream import RawResponse, Received, Response, SampleUpst
 from broker_core.errors import ConfigurationError, UpstreamError
 from broker_core.ports import Destination, Patience, WireRequest
 from tests.fakes_inject import named
+from tests.fakes_keys import ManualClock
 
 ALLOW = ["127.0.0.0/8"]
 SENTINEL = "sentinel-value-5f2e"
@@ -189,7 +189,7 @@ class TestDeadline:
 
     def test_pitfall_26_a_drip_in_the_head_ends(self, upstream: SampleUpstream) -> None:
         """Nor does a header line that never ends."""
-        upstream.route("/x", lambda _: RawResponse((HEAD, *(b"X: ",), *_drip(200))))
+        upstream.route("/x", lambda _: RawResponse(chain([HEAD + b"X: "], _drip())))
         assert failure(lambda: ask(upstream, seconds=0.5)).reason == "upstream_timeout"
 
     def test_no_answer(self, upstream: SampleUpstream) -> None:
@@ -205,28 +205,18 @@ class TestDeadline:
 
     def test_a_deadline_that_passed_before_sending(self, upstream: SampleUpstream) -> None:
         """The time that the key call took counts: nothing is sent after the end."""
-        line = client(upstream).connect(Destination("upstream.test", upstream.port), patient(0.2), "ws")
-        _until(lambda: failure_or_none(line.send) is not None)
+        clock = ManualClock()
+        way = HttpsUpstream(Egress(ALLOW, at_home), clock, upstream.ca_file)
+        line = way.connect(Destination("upstream.test", upstream.port), patient(20), "ws")
+        clock.seconds += 20
+        assert failure(lambda: line.send(WireRequest("GET", "/x", [("Host", "a.test")]))).reason == "upstream_timeout"
         line.close()
+        assert upstream.requests == []
 
 
-def failure_or_none(send: Callable[[WireRequest], Any]) -> UpstreamError | None:
-    try:
-        send(WireRequest("GET", "/hang", [("Host", "upstream.test")]))
-    except UpstreamError as error:
-        return error
-    return None
-
-
-def _until(done: Callable[[], bool]) -> None:
-    ends = time.monotonic() + 20
-    while not done():
-        assert time.monotonic() < ends
-
-
-def _drip(most: int | None = None) -> Iterator[bytes]:
+def _drip() -> Iterator[bytes]:
     pause = threading.Event()
-    for _ in repeat(None) if most is None else range(most):
+    while True:
         pause.wait(0.05)
         yield b"x"
 

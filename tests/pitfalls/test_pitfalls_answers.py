@@ -7,14 +7,17 @@ redaction.
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
-from broker_core.dev.upstream import Response
+from broker_core.adapters.egress import Egress
+from broker_core.adapters.upstream import HttpsUpstream
+from broker_core.dev.upstream import Response, SampleUpstream
 from broker_core.dev.upstream_hostile import BREAKING, ECHOES, LIMITS
 from broker_core.errors import BrokerError, InjectionRefused, UpstreamError
 from broker_core.inject.redact import Redactor
+from tests.fakes_keys import ManualClock
 from tests.live import AGENT, Live
 from tests.pitfalls.agent import NAME, Agent
 from tests.web import Web
@@ -252,10 +255,19 @@ class TestTooMuch:
         agent.keep()
         assert b"Error: " in getattr(agent, way)(f"/hostile/{name}")
 
-    def test_pitfall_26_a_slow_drip_ends(self, live_with: Callable[..., Live], way_out: object) -> None:
+    def test_pitfall_26_a_slow_drip_ends(self, live_with: Callable[..., Live], upstream: SampleUpstream) -> None:
         """A byte now and then does not hold a worker longer than the whole exchange may take."""
-        live = live_with({"BROKER_UPSTREAM_SECONDS": "1"}, upstream=way_out)
+        clock = ManualClock()
+
+        def drip() -> Iterator[bytes]:
+            while True:
+                clock.seconds += 1
+                yield b"x"
+
+        upstream.route("/drip", lambda _: Response(200, body=drip()))
+        way = HttpsUpstream(Egress(["127.0.0.0/8", "::1/128"]), clock, str(upstream.ca_file))
+        live = live_with(upstream=way)
         live.store(NAME)
         with pytest.raises(BrokerError) as refused:
-            live.send(NAME, "/slow?chunks=1000&seconds=0.05")
+            live.send(NAME, "/drip")
         assert refused.value.reason == "upstream_timeout"
