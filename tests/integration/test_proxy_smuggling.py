@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import pytest
@@ -39,12 +40,11 @@ class Door:
         """Send it; everything that comes back until the server closes."""
         with socket.create_connection(self._address, timeout=20) as connection:
             received = b""
-            try:
+            with suppress(ConnectionResetError, BrokenPipeError):
                 connection.sendall(sent)
+            with suppress(ConnectionResetError):  # what it had to say came before
                 while data := connection.recv(65_536):
                     received += data
-            except (ConnectionResetError, BrokenPipeError):
-                pass  # what it had to say came before
             return received
 
 
