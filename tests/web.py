@@ -7,6 +7,7 @@ root URL of a server on loopback, for what needs sockets: streams, broken connec
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -124,13 +125,18 @@ def web_on(live: Live, **replaced: Any) -> Web:
 
 
 @contextmanager
-def served(api: Any, **changed: Any) -> Iterator[str]:
-    """An ASGI application behind uvicorn on a port of loopback; gives the root URL."""
+def served(api: Any, *, received_bytes: int | None = None, **changed: Any) -> Iterator[str]:
+    """An ASGI application behind uvicorn on a port of loopback; gives the root URL. ``received_bytes``: what the kernel
+    may hold for it of one connection, where it is not to be as much as the kernel likes."""
     from broker_core.api.server import configuration
 
     config = configuration(api, **changed)
     server = _Server(config)
     with _socket() as listening:
+        if received_bytes is not None:
+            listening.setsockopt(
+                socket.SOL_SOCKET, socket.SO_RCVBUF, received_bytes
+            )  # each connection has it from here
         port = listening.getsockname()[1]
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), name="web")
         thread.start()

@@ -17,14 +17,16 @@ import pytest
 from broker_core.audit import Outcome
 from broker_core.dev.upstream import RawResponse, Received, Response
 from broker_core.ports import Use, WireRequest
-from tests.fakes_upstream import FakeAnswer
+from tests.fakes_upstream import FakeAnswer, FakeUpstream
 from tests.live import AGENT
 from tests.waiting import wait_until
 from tests.web import Web, served, web_on
 
 VALUE = "ghp_0123456789abcdefghij"
 EVENTS = [("Content-Type", "text/event-stream")]
-#: bytes; what the buffers of the sockets take, which the kernel may make as large as 6 MiB each, and a little of ours
+#: bytes; what the receiver's socket takes: the kernel would let it grow to whatever a machine is set to, 32 MiB here
+RECEIVED = 256 << 10
+#: bytes; what the sockets on the way take, the sender's up to 4 MiB, and a little of ours
 LARGEST_ON_THE_WAY = 16 << 20
 MASK = "«redacted:secret.github»"
 
@@ -42,7 +44,8 @@ class Client:
     def __init__(self, web: Web, root: str = "") -> None:
         self.web = web
         self.root = root or web.serve()
-        self.http = httpx.Client(base_url=self.root, timeout=20, trust_env=False)
+        transport = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVED)])
+        self.http = httpx.Client(base_url=self.root, timeout=20, trust_env=False, transport=transport)
 
     def headers(self, path: str = "/echo", **more: str) -> dict[str, str]:
         """The headers of a request for a path of the sample upstream. ``more``: ``x_a="1"`` is ``X-A: 1``."""
@@ -408,7 +411,7 @@ class TestAsItComes:
             goes_on.set()
             assert [json.loads(line[6:])["id"] for line in lines] == [7]
 
-    def test_a_long_answer_is_not_gathered(self, client: Client) -> None:
+    def test_a_long_answer_is_not_gathered(self, live_with: Callable[..., Any]) -> None:
         """The upstream is asked for no more than the caller takes, and what the sockets on the way hold."""
         size, count, given = 65_536, 600, [0]
 
@@ -417,12 +420,15 @@ class TestAsItComes:
                 given[0] += size
                 yield b"x" * size
 
-        client.web.live.upstream.route("/long", lambda _: Response(200, [], pieces()))
         taken = ahead = 0
-        with client.stream(path="/long") as answer:
-            for piece in answer.iter_raw():
-                taken += len(piece)
-                ahead = max(ahead, given[0] - taken)
+        with web_on(live_with(upstream=FakeUpstream(lambda _: FakeAnswer(pieces=pieces())))) as web:
+            web.live.store("github", value=VALUE)
+            client = Client(web)
+            with client.stream() as answer:
+                for piece in answer.iter_raw():
+                    taken += len(piece)
+                    ahead = max(ahead, given[0] - taken)
+            client.http.close()
         assert taken == size * count
         assert ahead < LARGEST_ON_THE_WAY < taken / 2
 
@@ -444,9 +450,9 @@ class TestAsItComes:
                 yield b"x" * size
 
         taking = Taking(lambda: given[0])
-        with web_on(live_with(upstream=taking)) as web:
+        with web_on(live_with(upstream=taking)) as web, served(web.api, received_bytes=RECEIVED) as root:
             web.live.store("github", value=VALUE)
-            client = Client(web)
+            client = Client(web, root)
             assert client.send("POST", content=pieces()).status_code == 200
             client.http.close()
         assert taking.taken == size * count
