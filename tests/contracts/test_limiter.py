@@ -25,6 +25,8 @@ from tests.waiting import wait_until
 #: an hour: no window ends while a test runs
 THREE = Limit("three", 3, 3600)
 NOWHERE = "redis://127.0.0.1:1/0"
+#: seconds: who gives Redis up counts by itself, and begins anew
+PATIENT = 20
 
 
 def is_free(limiter: Limiter, limit: Limit = THREE, *subject: str) -> bool:
@@ -125,13 +127,13 @@ class _Waiting:
 class TestRedis(_Waiting, LimiterContract):
     @pytest.fixture
     def limiter(self, queue_valkey: str) -> Iterator[Limiter]:
-        limiter = SharedLimiter(queue_valkey, SystemClock())
+        limiter = SharedLimiter(queue_valkey, SystemClock(), seconds=PATIENT)
         yield limiter
         limiter.close()
 
     def test_shared(self, limiter: Limiter, queue_valkey: str) -> None:
         """Two processes count together."""
-        other = SharedLimiter(queue_valkey, SystemClock())
+        other = SharedLimiter(queue_valkey, SystemClock(), seconds=PATIENT)
         limiter.take(THREE, "ws_1", cost=3)
         assert not is_free(other, THREE, "ws_1")
         other.close()
@@ -165,7 +167,7 @@ class TestAway(_Waiting, LimiterContract):
         """Who found Redis away does not make the next ones wait for it; later it is asked again."""
         clock = FixedClock()
         with Valkey.start(persistent=True) as server:
-            limiter = SharedLimiter(server.url, clock)
+            limiter = SharedLimiter(server.url, clock, seconds=PATIENT)
             server.kill()
             limiter.take(THREE, "ws_1", cost=3)
             server.restart()

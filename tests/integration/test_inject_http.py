@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Iterator
 from typing import Any
 from uuid import UUID
 
 import pytest
 
+from broker_core.adapters.clock import SystemClock
+from broker_core.adapters.limiter import SharedLimiter
 from broker_core.dev.upstream import Response
 from tests.live import AGENT
 from tests.web import Web
@@ -150,21 +153,28 @@ class TestRefused:
 
 
 class TestLimits:
-    def test_requests(self, live_with: Any) -> None:
+    @pytest.fixture
+    def limiter(self, queue_valkey: str) -> Iterator[SharedLimiter]:
+        """One that waits for Redis: who gives it up counts by itself, and begins anew."""
+        limiter = SharedLimiter(queue_valkey, SystemClock(), seconds=20)
+        yield limiter
+        limiter.close()
+
+    def test_requests(self, live_with: Any, limiter: SharedLimiter) -> None:
         """Above its limit a workspace is answered 429 with the seconds to wait, and nothing is decrypted."""
         from tests.web import web_on
 
-        with web_on(live_with({"BROKER_RATE_INJECT_PER_MINUTE": "2"})) as web:
+        with web_on(live_with({"BROKER_RATE_INJECT_PER_MINUTE": "2"}, limiter=limiter)) as web:
             answers = [inject(web, secret="nobody") for _ in range(3)]
         assert [answer.status_code for answer in answers] == [403, 403, 429]
         assert answers[2].json()["error"] == "rate_limited"
         assert 1 <= int(answers[2].headers["Retry-After"]) <= 120
 
-    def test_bytes(self, live_with: Any) -> None:
+    def test_bytes(self, live_with: Any, limiter: SharedLimiter) -> None:
         """A workspace that had its bytes is answered 429; the injection that went above was still answered."""
         from tests.web import web_on
 
-        with web_on(live_with({"BROKER_RATE_BYTES_PER_MINUTE": "100"})) as web:
+        with web_on(live_with({"BROKER_RATE_BYTES_PER_MINUTE": "100"}, limiter=limiter)) as web:
             web.live.store("github", value=VALUE)
             answers = [inject(web, method="POST", body="x" * 200) for _ in range(2)]
         assert [answer.status_code for answer in answers] == [200, 429]
