@@ -47,7 +47,7 @@ def _asked(operation: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 class RedisClaimBox:
     """The port ``ClaimBox``. Safe to share between threads."""
 
-    def __init__(self, url: str, *, seconds: float = 1.0) -> None:
+    def __init__(self, url: str, *, seconds: float = 2.0) -> None:
         """Each connect, send and answer may take ``seconds``. Nothing is sent twice: no silent retries."""
         self._redis: redis.Redis = redis.Redis.from_url(
             url, socket_timeout=seconds, socket_connect_timeout=seconds, retry=Retry(NoBackoff(), 0)

@@ -124,7 +124,7 @@ class TestFaults:
 
             thread = threading.Thread(target=hang_up)
             thread.start()
-            box = RedisClaimBox(f"redis://127.0.0.1:{server.getsockname()[1]}/0")
+            box = RedisClaimBox(f"redis://127.0.0.1:{server.getsockname()[1]}/0", seconds=30)
             with pytest.raises(Unavailable):
                 box.put("a", b"value", 60)
             box.close()
