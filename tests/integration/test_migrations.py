@@ -319,7 +319,7 @@ class TestRunning:
         """The wait for the other migrator is not bounded by the time that a table may be waited for."""
         with psycopg.connect(plain(fresh), autocommit=True) as first, ThreadPoolExecutor(1) as pool:
             first.execute("SELECT pg_advisory_lock(%s)", (ADVISORY_LOCK,))
-            second = pool.submit(upgrade, fresh, lock_milliseconds=1)
+            second = pool.submit(upgrade, fresh, lock_milliseconds=40)
             waiting = """SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()
                 AND wait_event = 'advisory' AND now() - query_start > interval '50 milliseconds'"""
             wait_until(lambda: second.done() or first.execute(waiting).fetchone() == (1,), what="the second migrator")
