@@ -16,6 +16,7 @@ from broker_core import proof_document
 from broker_core.adapters.signing import Ed25519Signer, verified
 from tests.databases import plain
 from tests.live import Live
+from tests.waiting import wait_until
 from tests.web import Web, web_on
 
 KEY = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
@@ -31,12 +32,14 @@ def web(live_with: Callable[..., Live], way_out: Any) -> Iterator[Web]:
 
 def ended(web: Web, what: str, step: Callable[[str, UUID], Any], run: dict[str, Any]) -> dict[str, Any]:
     """Do what the sweeper does until a run has ended; how it is then."""
-    for _ in range(200):
+
+    def goes_on() -> dict[str, Any]:
         step(web.live.workspace, UUID(run["id"]))
         found: dict[str, Any] = web.get(f"/byok/{what}/{run['id']}", role="owner").json()
-        if "endedAt" in found:
-            return found
-    raise AssertionError("it does not end")
+        return found if "endedAt" in found else {}
+
+    # what AWS does not answer in time comes again after seconds
+    return wait_until(goes_on, deadline_seconds=60, what=f"the end of {what}")
 
 
 class TestConnections:
