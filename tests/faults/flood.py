@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import secrets
+import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +33,8 @@ from tests.waiting import wait_until
 
 AGENT = "agent-1"
 NAMES, VERSIONS = 10, 20
+#: how many have ended in the middle; and how many are not sent before it is seen
+SOME = NAMES * VERSIONS // 5
 _SOONER = """
     UPDATE secret_events SET ring_at = now() + interval '2 seconds'
     WHERE ended_at IS NULL AND ring_at > now() + interval '2 seconds'"""
@@ -46,6 +49,7 @@ class Flood:
         self.app = app
         self.workspace = f"ws_{uuid4().hex}"
         self.values: dict[tuple[str, int], str] = {}
+        self._is_middle = threading.Event()
         app.store.put_workspace(self.workspace, "enterprise")
         if connect:
             account = stack.aws.account(fresh_account_id())
@@ -57,21 +61,25 @@ class Flood:
         """One event, sent again with the same id while a part of ours is away, as a producer does."""
         value = self.values[name, version] = f"value-{name}-{version}-{secrets.token_hex(8)}"
         sent = json.dumps(self._document(name, version, value))
-        receipt = wait_until(lambda: self._sent(sent), deadline_seconds=40, every_seconds=0.1, what="an accepted event")
+        receipt = wait_until(lambda: self._sent(sent), deadline_seconds=90, every_seconds=0.1, what="an accepted event")
         assert receipt is not None
         return receipt
 
     def publish_all(self) -> list[UUID]:
-        """All of them, in random order, from four producers; their ids."""
+        """All of them, in random order, from four producers, the last fifth once the middle was seen; their ids."""
         all_of_them = [(f"secret-{n}", v) for n in range(NAMES) for v in range(1, VERSIONS + 1)]
         random.shuffle(all_of_them)
         with ThreadPoolExecutor(4) as producers:
-            return list(producers.map(lambda one: self.publish(*one).id, all_of_them))
+            first = list(producers.map(lambda one: self.publish(*one).id, all_of_them[:-SOME]))
+            self._is_middle.wait()
+            return first + list(producers.map(lambda one: self.publish(*one).id, all_of_them[-SOME:]))
 
     def wait_for_the_middle(self) -> None:
         """Return once a fifth has ended; the rest is in flight or not sent yet."""
-        wait_until(lambda: self.ended() >= NAMES * VERSIONS // 5, what="a fifth of the events")
-        assert self.ended() < NAMES * VERSIONS
+        try:
+            wait_until(lambda: self.ended() >= SOME, deadline_seconds=60, what="a fifth of the events")
+        finally:
+            self._is_middle.set()
 
     def wait_for_the_end(self, total: int = NAMES * VERSIONS) -> Counter[str]:
         """How many events ended in which state, once all have."""
@@ -80,7 +88,7 @@ class Flood:
             self.sql(_SOONER)
             return self.ended() >= total
 
-        wait_until(over, deadline_seconds=45, every_seconds=0.1, what="the end of every event")
+        wait_until(over, deadline_seconds=120, every_seconds=0.1, what="the end of every event")
         return Counter(dict(self.sql(_STATES)))
 
     def ended(self) -> int:
