@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from fractions import Fraction
+from types import SimpleNamespace
 
 import pytest
 import redis
 from hypothesis import given
 from hypothesis import strategies as st
+from limits.storage import memory
 from structlog.testing import capture_logs
 
 from broker_core.adapters.clock import SystemClock
@@ -150,6 +153,12 @@ class TestRedis(_Waiting, LimiterContract):
 
 
 class TestAway(_Waiting, LimiterContract):
+    @pytest.fixture(autouse=True)
+    def an_hour_has_begun(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What is counted here is counted by the clock's own hours: no such hour ends while a test runs."""
+        begun = time.time()
+        monkeypatch.setattr(memory, "time", SimpleNamespace(time=lambda: time.time() - begun + 3600 * 480_000))
+
     @pytest.fixture
     def limiter(self) -> Iterator[Limiter]:
         limiter = SharedLimiter(NOWHERE, SystemClock())
