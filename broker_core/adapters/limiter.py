@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable
-from functools import cached_property
 from typing import TypeVar
 
 import redis
@@ -52,6 +51,7 @@ class SharedLimiter:
         )
         self._lock = threading.Lock()
         self._away_until: float | None = None
+        self._counted_here: MemoryStorage | None = None
 
     def take(self, limit: Limit, *subject: str, cost: int = 1) -> None:
         """Count ``cost`` for a subject. Raises RateLimited, with the seconds to wait, and counts nothing then."""
@@ -105,9 +105,12 @@ class SharedLimiter:
         if is_news:
             telemetry.log().warning("rates.local")
 
-    @cached_property
+    @property
     def _local(self) -> MemoryStorage:
-        return MemoryStorage()
+        with self._lock:  # one for all threads: else each would count for itself
+            if self._counted_here is None:
+                self._counted_here = MemoryStorage()
+            return self._counted_here
 
 
 def seconds_until(
