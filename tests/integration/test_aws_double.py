@@ -23,8 +23,18 @@ import pytest
 from botocore.config import Config
 from botocore.exceptions import ClientError, ConnectionClosedError, ReadTimeoutError
 
-from broker_core.dev.aws import AwsDouble, Credentials, CustomerAccount, Fault, document, fresh_account_id, statement
+from broker_core.dev.aws import (
+    AwsDouble,
+    Credentials,
+    CustomerAccount,
+    Fault,
+    document,
+    fresh_account_id,
+    identity,
+    statement,
+)
 from broker_core.dev.aws.faults import Dropped, Faults, Subject
+from broker_core.dev.aws.world import LongTermKey, World
 from tests.waiting import wait_until
 
 VALUE = b"plaintext-of-a-test"
@@ -709,6 +719,45 @@ class TestTrail:
         scene.decrypt()
         kept = repr(scene.aws.trail.calls) + json.dumps(scene.aws.trail.records(scene.customer.account.account_id))
         assert not [form for form in (VALUE.decode(), base64.b64encode(VALUE).decode()) if form in kept]
+
+
+class Meddled(dict[str, Any]):
+    """Tells whoever looks through it to add something meanwhile, as another thread would."""
+
+    def __init__(self, content: dict[str, Any], meddle: Callable[[], object]) -> None:
+        super().__init__(content)
+        self._meddle: Callable[[], object] | None = meddle
+
+    def items(self) -> Any:
+        found = list(super().items())
+        meddle, self._meddle = self._meddle, None
+        if meddle:
+            meddle()
+        return found
+
+
+class TestManyAtOnce:
+    """What one request gave stays, whatever another one changes at that moment."""
+
+    def test_a_session_that_is_opened_while_old_ones_go(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Of the old ones those go that are over, and no other."""
+        monkeypatch.setattr(identity, "_PRUNE_EVERY", 2)
+        identities = identity.Identities(World(time.monotonic), lambda: 100.0)
+
+        def opened(name: str, expires_at: float) -> None:
+            identities.open(identity.Session(name, "", "", "", "", "", "", "", None, 0.0, expires_at))
+
+        opened("over", 50.0)
+        identities._sessions = Meddled(identities._sessions, lambda: opened("meanwhile", 200.0))
+        opened("next", 200.0)
+        assert set(identities._sessions) == {"meanwhile", "next"}
+
+    def test_a_users_key_that_is_made_while_anothers_is(self) -> None:
+        """Users of two accounts, at once."""
+        world, key = World(time.monotonic), LongTermKey("arn:aws:iam::222222222222:user/other", "secret")
+        world.access_keys = Meddled({}, lambda: world.access_keys.update(AKIAOTHER=key))
+        world.publish_user("111111111111", "none")
+        assert world.access_keys == {"AKIAOTHER": key}
 
 
 class TestServer:

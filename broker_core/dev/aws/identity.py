@@ -56,8 +56,13 @@ class Identities:
         self._sessions[session.access_key] = session
         self._opened += 1
         if self._opened % _PRUNE_EVERY == 0:
-            now = self._clock()
-            self._sessions = {key: s for key, s in list(self._sessions.items()) if s.expires_at > now}
+            self._prune(self._clock())
+
+    def _prune(self, now: float) -> None:
+        # one by one and in place: what another thread opens meanwhile stays
+        for key, session in list(self._sessions.items()):
+            if session.expires_at <= now:
+                self._sessions.pop(key, None)
 
     def look_up(self, access_key: str, token: str) -> tuple[Caller, str]:
         """The caller and the secret its signature must have been made with.

@@ -177,17 +177,22 @@ class World:
         if role is not None:
             self._publish(self._roles, role.arn, self._role_view(role))
             return
-        for arn in [arn for arn, view in self._roles.views.items() if (view.account, view.name) == (account, name)]:
-            self._publish(self._roles, arn, None)
+        for arn, view in list(self._roles.views.items()):
+            if (view.account, view.name) == (account, name):
+                self._publish(self._roles, arn, None)
 
     def publish_user(self, account: str, name: str) -> None:
         """After a change of a user or of its groups."""
         arn, user = _find_user(account, name)
         view = None if user is None else UserView(arn, user.id, account, tuple(_user_policies(account, user)))
         self._publish(self._users, arn, view)
-        kept = {key: owner for key, owner in self.access_keys.items() if owner.user_arn != arn}
         active = [key for key in (user.access_keys if user else []) if key.status == "Active"]
-        self.access_keys = kept | {key.access_key_id: LongTermKey(arn, key.secret_access_key) for key in active}
+        keys = {key.access_key_id: LongTermKey(arn, key.secret_access_key) for key in active}
+        # one by one and in place: another thread may publish another user
+        for key, owner in list(self.access_keys.items()):
+            if owner.user_arn == arn and key not in keys:
+                self.access_keys.pop(key, None)
+        self.access_keys.update(keys)
 
     def publish_account(self, account: str) -> None:
         """After a change that may touch many (managed policies, groups)."""
