@@ -49,7 +49,7 @@ class Pool(NamedTuple):
 
     size: int = 16
     wait: float = 5.0
-    connect: int = 3
+    connect: int = 5
 
 
 class Database:
