@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from broker_core.adapters import aws_clients
 from broker_core.dev.aws import CustomerAccount
 from broker_core.errors import BrokerError
 from broker_core.inject.call import BrokeredResponse
@@ -27,6 +28,14 @@ if TYPE_CHECKING:
 
 MANY = 64
 IN_FLIGHT = 500
+#: seconds for one injection, and for one call of AWS's: hundreds wait for each other in this process
+PATIENCE, AWS_PATIENCE = {"BROKER_UPSTREAM_SECONDS": "300"}, 120.0
+
+
+@pytest.fixture(autouse=True)
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that is given up is sent again, and then there is one more than these tests count."""
+    monkeypatch.setattr(aws_clients, "READ_SECONDS", AWS_PATIENCE)
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ def test_each_of_many_gets_one_version_while_it_is_rotated(
     """64 injections of one secret during a rotation, and one in each of 64 other workspaces: each is answered, with the
     old value or the new one and never anything else, its audit row names the version that was sent, and its session
     was its own."""
-    live = live_with(upstream=way_out, threads=4 * MANY)
+    live = live_with(PATIENCE, upstream=way_out, threads=4 * MANY)
     one, *others = tenants(live, 1 + MANY)
 
     def rotate() -> None:
@@ -119,7 +128,7 @@ def decrypts_of(live: Live, tenants: list[Tenant]) -> list[Any]:
 
 def test_strict_mode_assumes_the_role_once_for_each(live_with: Callable[..., Live], way_out: HttpsUpstream) -> None:
     """As many AssumeRoles as injections, each for one Decrypt with the key and the context of its own workspace."""
-    live = live_with(upstream=way_out, threads=4 * MANY)
+    live = live_with(PATIENCE, upstream=way_out, threads=4 * MANY)
     several = tenants(live, 8)
 
     with together([tenant.live.send for tenant in several] * 8) as answers:
@@ -139,7 +148,7 @@ def test_reuse_mode_shares_a_session_within_a_workspace_only(
 ) -> None:
     """One AssumeRole for each workspace, whose misses shared one flight; no session decrypts under two keys, for two
     workspaces or for two purposes."""
-    live = live_with({"BROKER_STS_REUSE_SECONDS": "900"}, upstream=way_out, threads=4 * MANY)
+    live = live_with({**PATIENCE, "BROKER_STS_REUSE_SECONDS": "900"}, upstream=way_out, threads=4 * MANY)
     several = tenants(live, 8)
 
     with together([tenant.live.send for tenant in several] * 8) as answers:
@@ -167,7 +176,7 @@ def test_nothing_that_began_after_a_revocation_succeeds(
 ) -> None:
     """500 injections are in flight when AWS applies the customer's change: those that begin afterwards are refused, in
     reuse mode too, since the key's policy is asked at every use."""
-    live = live_with({"BROKER_STS_REUSE_SECONDS": reuse_seconds}, upstream=way_out, threads=2 * IN_FLIGHT)
+    live = live_with({**PATIENCE, "BROKER_STS_REUSE_SECONDS": reuse_seconds}, upstream=way_out, threads=2 * IN_FLIGHT)
     (tenant,) = tenants(live, 1)
     applied = threading.Event()
     begun_after: list[bool] = []
@@ -185,7 +194,7 @@ def test_nothing_that_began_after_a_revocation_succeeds(
             begun_after.append(is_after)
 
     def revoke() -> None:
-        wait_until(lambda: len(answered) >= 20, what="some that were answered")
+        wait_until(lambda: len(answered) >= 20, deadline_seconds=120, what="some that were answered")
         tenant.customer.remove_role_from_key_policy()
         applied.set()
         for _ in range(20):
