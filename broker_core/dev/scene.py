@@ -23,8 +23,8 @@ from broker_core.model import Event, EventState
 from broker_core.ports import Candidate, Use
 
 WORKSPACE, AGENT = "ws_acme", "agent-7"
-#: seconds until a look that waits gives up
-PATIENCE = 20.0
+#: seconds until a look that waits gives up: the machine may be busy
+PATIENCE = 60.0
 
 
 class NotSeen(Exception):

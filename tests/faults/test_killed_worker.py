@@ -35,7 +35,7 @@ def test_a_working_process(stack: LocalStack) -> None:
         assert working
         for process in working:
             os.kill(process, signal.SIGKILL)
-        wait_until(lambda: not killed.alive, what="the master's end")
+        wait_until(lambda: not killed.alive, deadline_seconds=60, what="the master's end")
         stack.run("worker")
 
 

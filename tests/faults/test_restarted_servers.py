@@ -7,7 +7,6 @@ from broker_core.dev.stack import LocalStack
 from broker_core.dev.wiring import app_on
 from broker_core.model import EventState, SecretStatus
 from tests.faults.flood import Flood, flooding
-from tests.waiting import wait_until
 
 SLOW = Fault("kms:Encrypt", latency=0.02)
 
@@ -47,5 +46,6 @@ def test_the_claims(stack: LocalStack) -> None:
         assert flood.statuses() == dict.fromkeys(("stored", "first", "second"), SecretStatus.NEEDS_REPROVISION)
         assert flood.injected("stored") == flood.values["stored", 1]
         later = flood.publish("first", 2).id
-        wait_until(lambda: app.store.event(flood.workspace, later).state is EventState.STORED, what="the later event")
+        flood.wait_for_the_end(5)
+        assert app.store.event(flood.workspace, later).state is EventState.STORED
         assert list(stack.claims.directory.iterdir()) == []

@@ -47,7 +47,7 @@ def test_two_and_then_one(stack: LocalStack) -> None:
     killed.signal("KILL")
     wait_until(lambda: not killed.alive, what="one scheduler's end")
     before = checks(client)
-    wait_until(lambda: checks(client) >= before + SLOTS, what="periods of the other")
+    wait_until(lambda: checks(client) >= before + SLOTS, deadline_seconds=60, what="periods of the other")
     other.stop("TERM")
     claimed, rung = slots(client), messages(client)
     client.close()

@@ -57,7 +57,7 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
     """What ``broker demo --json`` prints, once for this module."""
     home = tmp_path_factory.mktemp("home")
     run = subprocess.run(
-        [*BROKER, "demo", "--json"], cwd=ROOT, env=bare_environment(home), capture_output=True, timeout=120, check=False
+        [*BROKER, "demo", "--json"], cwd=ROOT, env=bare_environment(home), capture_output=True, timeout=300, check=False
     )
     assert run.returncode == 0, run.stdout + run.stderr
     document: dict[str, object] = json.loads(run.stdout)

@@ -188,7 +188,7 @@ class TestOnRedis:
             [sys.executable, "-P", "-c", _PROCESS], env={**os.environ, "TEST_QUEUE_URL": queue_valkey}, cwd="/"
         )
         try:
-            wait_until(lambda: len(sent(queue_valkey)) == len(TICKS), what="a ring of each")
+            wait_until(lambda: len(sent(queue_valkey)) == len(TICKS), deadline_seconds=60, what="a ring of each")
             process.terminate()
             assert process.wait(30) == 0
         finally:

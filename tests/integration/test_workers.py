@@ -421,7 +421,7 @@ class TestProcess:
         DramatiqQueue(broker).ring(EventType.ROTATED, event_id)
         process = subprocess.Popen(line, env=environ, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         try:
-            wait_until(lambda: broker.client.llen("test:calls"), what="the event's turn")
+            wait_until(lambda: broker.client.llen("test:calls"), deadline_seconds=60, what="the event's turn")
             process.terminate()
             assert process.wait(30) == 0
         finally:
