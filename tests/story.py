@@ -151,7 +151,7 @@ class Story:
             os.kill(process, signal.SIGKILL)
         self.stack.aws.faults.remove(hanging)
         self.stack.run("worker")
-        wait_until(lambda: not worker.alive, what="the end of the worker's master")
+        wait_until(lambda: not worker.alive, deadline_seconds=60, what="the end of the worker's master")
         self.said.append(worker.output)
         self.sql("UPDATE secret_events SET ring_at = now() WHERE id = %s RETURNING id", event)
         self.driver("reconcile")
