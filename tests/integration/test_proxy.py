@@ -45,7 +45,7 @@ class Client:
         self.web = web
         self.root = root or web.serve()
         transport = httpx.HTTPTransport(socket_options=[(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVED)])
-        self.http = httpx.Client(base_url=self.root, timeout=20, trust_env=False, transport=transport)
+        self.http = httpx.Client(base_url=self.root, timeout=60, trust_env=False, transport=transport)
 
     def headers(self, path: str = "/echo", **more: str) -> dict[str, str]:
         """The headers of a request for a path of the sample upstream. ``more``: ``x_a="1"`` is ``X-A: 1``."""
@@ -79,7 +79,7 @@ class Client:
         headers["Axiorank-Authorization"] = f"Bearer {token}" if token else headers["Axiorank-Authorization"]
         lines = "".join(f"{name}: {text}\r\n" for name, text in headers.items())
         address = urlsplit(self.root)
-        connection = socket.create_connection((address.hostname, address.port), timeout=20)
+        connection = socket.create_connection((address.hostname, address.port), timeout=60)
         connection.sendall(
             f"{method} /api/v1/proxy HTTP/{version}\r\nHost: b\r\n{lines}{head}\r\n".encode("latin-1") + body
         )
