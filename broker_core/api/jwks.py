@@ -37,6 +37,8 @@ MOST_KEYS = 100
 FRESH_SECONDS = 300.0
 LEAST_SECONDS = 10.0
 FETCH_SECONDS = 3.0
+#: seconds for each single wait of it: connecting, the next bytes
+WAIT_SECONDS = 2.0
 #: how many callers with an unknown key may wait for a set at a time: tokens are made up faster than sets are fetched
 MOST_WAITING = 4
 
@@ -208,7 +210,7 @@ def _fetch(url: str) -> bytes:
     """One GET: no proxies or certificates from the environment's HTTP variables, no redirects, no retries; bounded in
     time and size."""
     over = time.monotonic() + FETCH_SECONDS
-    limits = urllib3.Timeout(connect=1.0, read=1.0)
+    limits = urllib3.Timeout(connect=WAIT_SECONDS, read=WAIT_SECONDS)
     with (
         urllib3.PoolManager(retries=False, timeout=limits) as pool,
         pool.request("GET", _literal(url), redirect=False, preload_content=False, headers=_HEADERS) as answer,
