@@ -25,7 +25,7 @@ from tests.web import Web, served
 
 GUIDE = (Path(__file__).parents[2] / "docs" / "clients.md").read_text()
 #: seconds until a program is given up: the machine may be busy
-PATIENCE = 120
+PATIENCE = 300
 
 
 def _has_node() -> bool:

@@ -56,7 +56,7 @@ RUN_ELSEWHERE = {
     "proof.md": "tests/integration/test_proof.py",
 }
 #: seconds until a command of a document is given up: the machine may be busy
-PATIENCE = 120
+PATIENCE = 300
 
 
 def blocks(text: str, *languages: str) -> list[str]:
@@ -110,7 +110,7 @@ class TestCommands:
                 stand_in(tmp_path)
             done = _shell(re.sub(r"localhost:[0-9]+", f"localhost:{port}", script, count=1), tmp_path)
         finally:
-            stack.stop("TERM")
+            stack.stop("TERM", PATIENCE)
         assert done.returncode == 0, done.stderr
         assert "\nstored\n" in done.stderr
         assert '"status": 200' in done.stdout

@@ -24,7 +24,7 @@ from tests.web import Web, web_on
 GUIDE = (Path(__file__).parents[2] / "docs" / "owners.md").read_text()
 KEY = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 #: seconds until a command is given up: the machine may be busy
-PATIENCE = 60
+PATIENCE = 300
 
 
 @pytest.fixture
