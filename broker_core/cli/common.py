@@ -10,14 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from enum import Enum
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 from uuid import UUID
 
 import click
 
-from broker_core.bootstrap import App, build_app, start_process
 from broker_core.errors import BrokerError, ConfigurationError, Transient, Unavailable
 from broker_core.settings import Settings
+
+if TYPE_CHECKING:
+    from broker_core.bootstrap import App
 
 REFUSED, AWAY, WRONG_SETTING = 1, 69, 78
 
@@ -51,6 +53,9 @@ def settings() -> Settings:
 @contextmanager
 def app() -> Iterator[App]:
     """An App for one command, closed at its end. Raises ConfigurationError."""
+    # here, as are the libraries of single commands: help, checks and usage errors need none of them
+    from broker_core.bootstrap import build_app, start_process
+
     finish = start_process("axiorank-broker-cli", os.environ)
     try:
         built = build_app(settings())

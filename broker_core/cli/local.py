@@ -12,7 +12,6 @@ import click
 
 from broker_core.adapters.clock import SystemClock
 from broker_core.cli.common import REFUSED, exit_codes, settings, show
-from broker_core.observability import configure_logging
 
 _MISSING = "this needs the `local` extra: pip install 'axiorank-secrets-broker[local]' (make demo does it for you)"
 
@@ -26,6 +25,7 @@ def demo(as_json: bool) -> None:
     """
     try:
         from broker_core.dev.demo import play
+        from broker_core.observability import configure_logging
     except ModuleNotFoundError:
         raise click.ClickException(_MISSING) from None
     configure_logging(sys.stderr, "WARNING")

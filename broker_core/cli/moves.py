@@ -5,15 +5,17 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 import click
 
 from broker_core.advice import what_to_do
-from broker_core.bootstrap import App
 from broker_core.cli.common import REFUSED, app, exit_codes, present, show, workspace_option
 from broker_core.ports import ConnectionView, Reencryption, Stuck
+
+if TYPE_CHECKING:
+    from broker_core.bootstrap import App
 
 #: seconds to wait where nothing was due, or the budget of calls is spent; and how often the reason is looked for
 _PAUSE, _LOOK_EVERY = 0.2, 25

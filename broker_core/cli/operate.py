@@ -7,9 +7,6 @@ import os
 import click
 
 from broker_core.adapters.clock import SystemClock
-from broker_core.adapters.queue import CUSTODY, MAINTENANCE, QUEUES, DramatiqQueue, connect_queue, purge_dead_letters
-from broker_core.adapters.queue import dead_letters as read_dead_letters
-from broker_core.bootstrap import start_process
 from broker_core.cli.common import exit_codes, settings, show
 from broker_core.errors import BrokerError, Invalid, Unavailable
 
@@ -44,12 +41,13 @@ def _migrate(url: str, revision: str, down: bool) -> None:
 
 @click.command()
 @click.option(
-    "--queues", default=f"{CUSTODY},{MAINTENANCE}", show_default=True, help=f"Comma-separated: {', '.join(QUEUES)}."
+    "--queues", default="custody,maintenance", show_default=True, help="Comma-separated: custody, maintenance, sweep."
 )
 @click.option("--processes", default=1, show_default=True, type=click.IntRange(1, 64))
 @click.option("--threads", default=8, show_default=True, type=click.IntRange(1, 64))
 def worker(queues: str, processes: int, threads: int) -> None:
     """Run workers until SIGTERM. The sweep has a queue of its own: run one more with `--queues sweep`."""
+    from broker_core.adapters.queue import QUEUES
     from workers.main import run
 
     with exit_codes():
@@ -62,6 +60,8 @@ def worker(queues: str, processes: int, threads: int) -> None:
 @click.command()
 def scheduler() -> None:
     """Ring for reconciling, probes and checks until SIGTERM. Two of them do not double the work."""
+    from broker_core.adapters.queue import DramatiqQueue, connect_queue
+    from broker_core.bootstrap import start_process
     from workers.scheduler import run_until_signalled
 
     with exit_codes():
@@ -80,9 +80,11 @@ def scheduler() -> None:
 )
 def dead_letters(purge: bool) -> None:
     """Show the queue messages that were given up (ids only, no message holds more)."""
+    from broker_core.adapters import queue
+
     with exit_codes():
-        broker = connect_queue(settings().redis_url)
+        broker = queue.connect_queue(settings().redis_url)
         if purge:
-            click.echo(f"forgot {purge_dead_letters(broker)}")
+            click.echo(f"forgot {queue.purge_dead_letters(broker)}")
         else:
-            show(read_dead_letters(broker))
+            show(queue.dead_letters(broker))

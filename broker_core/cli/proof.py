@@ -10,17 +10,19 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import click
 
 from broker_core import proof_document
-from broker_core.adapters.signing import Ed25519Signer, public_jwk, public_pem, read_public_key, verified
-from broker_core.bootstrap import App
 from broker_core.cli.common import REFUSED, app, exit_codes, settings, show
 from broker_core.errors import Invalid
 from broker_core.ports import Proof
 from broker_core.proof_document import CONTENT_TYPE, Summary
+
+if TYPE_CHECKING:
+    from broker_core.bootstrap import App
 
 #: seconds to wait where nothing was due, or somebody else asks
 _PAUSE = 0.2
@@ -112,6 +114,8 @@ def check_proof(file: Path, public_key: str) -> None:
     Exit code 0 only if the signature is this key's, nothing was changed, and every secret that is still under the
     connection is locked out. `notCovered` counts what this says nothing of.
     """
+    from broker_core.adapters.signing import read_public_key, verified
+
     with exit_codes():
         key = read_public_key(_key_text(public_key))
         token = _text_of(file).removesuffix("\n").removesuffix("\r")
@@ -135,6 +139,8 @@ def _text_of(path: Path) -> str:
 @click.command("signing-key")
 def signing_key() -> None:
     """Print the public key that signed documents are checked with, as PEM and as JWK. Needs BROKER_SIGNING_KEY."""
+    from broker_core.adapters.signing import Ed25519Signer, public_jwk, public_pem
+
     with exit_codes():
         ours = settings()
         ours.require("signing_key")

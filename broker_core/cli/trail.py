@@ -14,17 +14,20 @@ from contextlib import ExitStack
 from datetime import datetime, timedelta
 from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from broker_core.adapters.audit_lines import read_audit
 from broker_core.adapters.trail_files import read_trail
 from broker_core.aws_names import ROLE_ARN
-from broker_core.bootstrap import App
 from broker_core.cli.common import REFUSED, app, as_json, exit_codes, present
 from broker_core.cloudtrail import Finding, Matching, Summary
 from broker_core.errors import Invalid
 from broker_core.ports import Use
+
+if TYPE_CHECKING:
+    from broker_core.bootstrap import App
 
 #: our rows are looked for so far around the trail's first and last call: a use takes less, clocks differ by less
 MARGIN = timedelta(hours=1)

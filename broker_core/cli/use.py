@@ -6,14 +6,13 @@ import base64
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 from uuid import UUID
 
 import click
 
 from broker_core import events
 from broker_core.advice import what_to_do
-from broker_core.bootstrap import App
 from broker_core.cli.common import REFUSED, app, exit_codes, read, show
 from broker_core.errors import Invalid
 from broker_core.inject.call import Call
@@ -21,6 +20,9 @@ from broker_core.injection import ID
 from broker_core.intake import Receipt
 from broker_core.model import Event, EventState
 from broker_core.ports import Affected, AffectedConnection, AffectedSecret
+
+if TYPE_CHECKING:
+    from broker_core.bootstrap import App
 
 #: seconds between two looks at an event
 _LOOK_EVERY = 0.1

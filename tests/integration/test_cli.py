@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from broker_core.adapters.queue import QUEUES
 from broker_core.cli import main
 from tests.live import AGENT, Live
 
@@ -173,3 +176,19 @@ class TestOperate:
         assert result.exit_code == 0
         assert len(result.stdout.splitlines()) > 5
         assert "--value" not in result.stdout
+
+
+class TestLoading:
+    def test_help_needs_no_library_of_a_server(self) -> None:
+        """``broker --help`` comes at once: what needs a database, a queue, AWS or telemetry loads it when it runs."""
+        script = "import sys; import broker_core.cli; print(*{name.partition('.')[0] for name in sys.modules})"
+        ran = subprocess.run(
+            [sys.executable, "-P", "-c", script], capture_output=True, text=True, timeout=60, check=True
+        )
+        heavy = {"sqlalchemy", "psycopg", "redis", "dramatiq", "botocore", "fastapi", "uvicorn", "jwt", "alembic"}
+        assert heavy & set(ran.stdout.split()) == set()
+
+    def test_the_queues_are_named(self) -> None:
+        """The help of ``worker`` names every queue."""
+        told = CliRunner().invoke(main, ["worker", "--help"]).output
+        assert ", ".join(QUEUES) in told
