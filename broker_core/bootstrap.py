@@ -1,14 +1,12 @@
 """The composition root: ``Settings`` become an ``App``. The only place that knows which adapter stands behind which
 port.
 
-Every port can be replaced: ``build_app(settings, store=…)``. What is replaced is not built. ``start_process`` sets up
-logs and traces, once for a process; ``build_app`` does neither, so that tests may build as many as they like.
+Every port can be replaced: ``build_app(settings, store=…)``. What is replaced is not built. Logs and traces are set up
+elsewhere, once for a process (``observability``), so that tests may build as many as they like.
 """
 
 from __future__ import annotations
 
-import resource
-import sys
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -36,12 +34,6 @@ from broker_core.custody import Custody, Reconciler
 from broker_core.inject.injector import InjectLimits, Injector
 from broker_core.intake import Intake
 from broker_core.notifications import Notifications
-from broker_core.observability import (
-    configure_logging,
-    configure_metrics,
-    configure_tracing,
-    install_exception_hooks,
-)
 from broker_core.proof import LockoutProof, ProofLimits
 from broker_core.rates import Allowance, Guesses, Rates
 from broker_core.reencrypt import MoveLimits, Reencrypt
@@ -153,20 +145,6 @@ def build_app(
             parts=_parts(database=store, claims=claims, queue=queue),
             _closing=opened.pop_all(),
         )
-
-
-def start_process(service_name: str, environ: Mapping[str, str]) -> Callable[[], None]:
-    """Set up this process's logs, traces and metrics; returns what ends them (sends what is left).
-
-    The process leaves no core file when it crashes: its memory may hold values (INV-1).
-    """
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    configure_logging(sys.stderr)
-    install_exception_hooks()
-    ending = ExitStack()
-    ending.callback(configure_tracing(service_name, environ))
-    ending.callback(configure_metrics(service_name, environ))
-    return ending.close
 
 
 def aws_options(settings: Settings, threads: int = THREADS) -> AwsOptions:

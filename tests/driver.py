@@ -81,7 +81,8 @@ class Driver:
 
 def main() -> None:
     """Answer until stdin ends."""
-    from broker_core.bootstrap import build_app, start_process
+    from broker_core.bootstrap import build_app
+    from broker_core.observability import start_process
     from broker_core.settings import Settings
 
     finish = start_process("axiorank-driver", os.environ)

@@ -17,7 +17,8 @@ from dramatiq.brokers.redis import RedisBroker
 
 from broker_core import telemetry
 from broker_core.adapters.queue import connect_queue
-from broker_core.bootstrap import App, build_app, start_process
+from broker_core.bootstrap import App, build_app
+from broker_core.observability import start_process
 from broker_core.settings import Settings
 from workers.custody import register_custody
 from workers.middleware import worker_middleware

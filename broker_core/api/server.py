@@ -30,9 +30,9 @@ from broker_core.api.main import Lifespan, make_api
 from broker_core.api.metrics import DIRECTORY
 from broker_core.api.surface import Surface
 from broker_core.api.tokens import TokenVerifier
-from broker_core.bootstrap import App, build_app, start_process
+from broker_core.bootstrap import App, build_app
 from broker_core.errors import ConfigurationError
-from broker_core.observability import configure_logging
+from broker_core.observability import configure_logging, start_process
 from broker_core.settings import WEB, Settings
 
 #: threads of one process: a buffered injection holds one while it waits for AWS and for the upstream

@@ -54,7 +54,8 @@ def settings() -> Settings:
 def app() -> Iterator[App]:
     """An App for one command, closed at its end. Raises ConfigurationError."""
     # here, as are the libraries of single commands: help, checks and usage errors need none of them
-    from broker_core.bootstrap import build_app, start_process
+    from broker_core.bootstrap import build_app
+    from broker_core.observability import start_process
 
     finish = start_process("axiorank-broker-cli", os.environ)
     try:

@@ -61,7 +61,7 @@ def worker(queues: str, processes: int, threads: int) -> None:
 def scheduler() -> None:
     """Ring for reconciling, probes and checks until SIGTERM. Two of them do not double the work."""
     from broker_core.adapters.queue import DramatiqQueue, connect_queue
-    from broker_core.bootstrap import start_process
+    from broker_core.observability import start_process
     from workers.scheduler import run_until_signalled
 
     with exit_codes():

@@ -272,7 +272,7 @@ def test_a_process_of_ours_leaves_no_core_file() -> None:
     """Once a process is set up, its limit for core files is 0, and cannot be raised again by itself."""
     script = """
 import os, resource
-from broker_core.bootstrap import start_process
+from broker_core.observability import start_process
 hard = resource.getrlimit(resource.RLIMIT_CORE)[1]
 resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
 start_process("a-process", os.environ)
