@@ -87,7 +87,7 @@ KEY_USES: Mapping[str, Callable[[Live], object]] = {
     "environment": environment,
     "encrypt": _take_in,
     "encrypt, rotated": _rotate,
-    "verify": lambda live: live.connect(live.customer()),
+    "verify": lambda live: live.connect(live.customer(), verified=True),
     "verify again": lambda live: live.app.byok.verify(live.workspace),
     "refusals": lambda live: live.app.sweep.refusals(),
     "probe": lambda live: live.app.sweep.probes(),

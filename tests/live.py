@@ -11,20 +11,25 @@ import base64
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
+from secrets import token_bytes
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
 
 from broker_core import events
 from broker_core.adapters.queue import ACTORS
 from broker_core.bootstrap import App, build_app
+from broker_core.canary import CANARY_BYTES
 from broker_core.dev.aws import AwsDouble, CustomerAccount, fresh_account_id
 from broker_core.dev.wiring import clients_for
 from broker_core.inject.call import BrokeredResponse, Call
 from broker_core.intake import Receipt
-from broker_core.model import Connection, EventState, EventType
+from broker_core.model import Connection, EventState, EventType, Purpose, StepOutcome, StepResult
 from broker_core.ports import Candidate
+from broker_core.secret import Plaintext
 from broker_core.settings import Settings
+from broker_core.verification import STEPS, USE_SECONDS, Verified, Verifier
 
 if TYPE_CHECKING:
     from broker_core.dev.upstream import SampleUpstream
@@ -42,6 +47,18 @@ class RecordingQueue:
     def ring(self, event_type: EventType, event_id: UUID) -> None:
         assert event_type in ACTORS
         self.rung.append((event_type, event_id))
+
+
+class Trusting(Verifier):
+    """Seals the canary, and says that every step was passed."""
+
+    def __init__(self, verifier: Verifier) -> None:
+        self._canaries = verifier._canaries
+
+    def verify(self, connection: Connection) -> Verified:
+        sealed = self._canaries.seal(connection, Purpose.VERIFY, Plaintext(token_bytes(CANARY_BYTES)), USE_SECONDS)
+        steps = [StepResult(step.name, StepOutcome.OK) for step in STEPS]
+        return Verified(steps, (), sealed.blob, lets_others_in=False)
 
 
 @dataclass
@@ -64,9 +81,13 @@ class Live:
         """A customer with a role and a key, in an account of this test's own."""
         return CustomerAccount(self.aws.account(fresh_account_id()), OUR_ACCOUNT, f"external-{uuid4().hex}")
 
-    def connect(self, customer: CustomerAccount) -> Connection:
-        """Connect the workspace to a customer's key."""
-        verification = self.app.byok.connect(self.workspace, customer.role_arn, customer.external_id, customer.key_arn)
+    def connect(self, customer: CustomerAccount, *, verified: bool = False) -> Connection:
+        """Connect the workspace to a customer's key. ``verified``: by every step, as an owner does; without it the key
+        is taken at its word, which costs one use of it instead of a dozen."""
+        byok = copy(self.app.byok)
+        if not verified:
+            byok._verifier = Trusting(byok._verifier)
+        verification = byok.connect(self.workspace, customer.role_arn, customer.external_id, customer.key_arn)
         assert verification.is_current, verification.failed()
         return verification.connection
 

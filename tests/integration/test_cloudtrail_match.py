@@ -31,7 +31,7 @@ def uses(live: Live) -> Iterator[Use]:
 
 def a_life(live: Live, customer: CustomerAccount) -> None:
     """Verified, stored, used, swept, revoked, refused, given back, used again."""
-    live.connect(customer)
+    live.connect(customer, verified=True)
     live.store("github", value="sample-value-of-github")
     live.store("large", value=b"v" * 5000)  # an envelope
     live.send("github")

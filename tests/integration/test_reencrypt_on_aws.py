@@ -35,13 +35,13 @@ def fast(live: Live) -> Live:
     return live
 
 
-def two_keys(live: Live, *names: str, **values: Any) -> tuple[CustomerAccount, CustomerAccount]:
+def two_keys(live: Live, *names: str, verified: bool = False, **values: Any) -> tuple[CustomerAccount, CustomerAccount]:
     """Secrets under a first customer's key, and a second one connected."""
     first, second = live.customer(), live.customer()
-    live.connect(first)
+    live.connect(first, verified=verified)
     for name in names:
         live.store(name, value=values.get(name, f"value-of-{name}"))
-    live.connect(second)
+    live.connect(second, verified=verified)
     return first, second
 
 
@@ -349,7 +349,7 @@ class TestCommands:
     def test_reconcile(self, broker: Callable[..., Result], live: Live, tmp_path: Path) -> None:
         """The trails of two keys, a re-encryption between them: everything is explained, from the database and from the
         lines of the audit log alike."""
-        first, second = two_keys(live, "a")
+        first, second = two_keys(live, "a", verified=True)
         assert broker("reencrypt").exit_code == 0
         live.send("a")
         files = []

@@ -287,7 +287,7 @@ class TestWrongSetUps:
 
     def test_a_failed_replacement_keeps_what_is_current(self, live: Live) -> None:
         """Values go on being stored under the old key, and injections go on working."""
-        current = live.connect(live.customer())
+        current = live.connect(live.customer(), verified=True)
         worse = live.customer()
         worse.disable_key()
         assert not connect(live, given_by(worse)).is_current
@@ -354,7 +354,7 @@ class TestLater:
     def test_a_role_that_stops_refusing_is_flagged_within_a_day(self, live: Live) -> None:
         """Seen by the owner with its step and since when; nothing is affected, and it goes once it is mended."""
         customer = live.customer()
-        connection = live.connect(customer)
+        connection = live.connect(customer, verified=True)
         customer.account.update_trust(customer.role_name, trust(OUR_ACCOUNT))
         age_connection(live.app.store, connection, "next_refusals_at", 1)
         live.app.sweep.refusals(limit=1000)
@@ -373,7 +373,7 @@ class TestLater:
     def test_verifying_again_sees_what_has_changed(self, live: Live) -> None:
         """The steps are the new ones, the connection is the old one."""
         customer = live.customer()
-        connection = live.connect(customer)
+        connection = live.connect(customer, verified=True)
         customer.disable_key()
         found = live.app.byok.verify(live.workspace)
         (view,) = live.app.byok.connections(live.workspace)
@@ -382,7 +382,7 @@ class TestLater:
 
     def test_a_verification_leaves_stored_values_alone(self, live: Live) -> None:
         """It uses a canary of its own: blob and setting are the same before and after."""
-        live.connect(live.customer())
+        live.connect(live.customer(), verified=True)
         live.store("github")
         before = (live.candidate("github"), live.app.store.setting(live.workspace))
         assert live.app.byok.verify(live.workspace).passed

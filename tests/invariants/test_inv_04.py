@@ -333,7 +333,7 @@ CUSTODIES: dict[str, Callable[[Live], object]] = {
 @pytest.mark.parametrize("name", CUSTODIES)
 def test_after_custody_no_buffer_of_ours_holds_anything(live: Live, buffers: Buffers, name: str) -> None:
     """Accepting and storing zero every buffer, on each way out."""
-    live.connect(live.customer())
+    live.connect(live.customer(), verified=True)
     CUSTODIES[name](live)
     receipt = live.publish(version=3, value=VALUE)
     try:
