@@ -6,6 +6,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null)
 export PYTHONUNBUFFERED := 1
+# a module is compiled once, not by each of the processes that a demo and a test run start
+export PYTHONDONTWRITEBYTECODE :=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo dev test check bench openapi lock
@@ -48,7 +50,7 @@ $(BIN)/python:
 $(VENV)/.%: requirements/%.txt pyproject.toml | $(BIN)/python
 	@echo "installing requirements/$*.txt into $(VENV) ..."
 ifdef UV
-	@uv pip install -q -p $(BIN)/python --require-hashes -r requirements/$*.txt
+	@uv pip install -q --compile-bytecode -p $(BIN)/python --require-hashes -r requirements/$*.txt
 	@uv pip install -q -p $(BIN)/python --no-deps --no-build-isolation -e .
 else
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/$*.txt

@@ -15,6 +15,7 @@ machine only.
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import secrets
@@ -92,6 +93,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.disable_socket)
         elif not any(item.iter_markers("allow_hosts")):
             item.add_marker(pytest.mark.allow_hosts(THIS_MACHINE))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported and collected stays to the end: the garbage collector need not go through it again and again
+    (a tenth of a worker's time)."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(100_000, 20, 100)
 
 
 @pytest.fixture(autouse=True)
