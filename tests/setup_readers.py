@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-import hcl2
 import yaml
 
 ACCOUNT = "222222222222"
@@ -32,6 +31,13 @@ def from_cloudformation(text: str, role_arn: str, account: str = ACCOUNT, partit
     return template
 
 
+def _hcl(text: str) -> dict[str, Any]:
+    import hcl2  # here: a tenth of a second, which every command of the AWS CLI's stand-in would take
+
+    parsed: dict[str, Any] = hcl2.loads(text)
+    return parsed
+
+
 def from_terraform(text: str, role_arn: str, account: str = ACCOUNT, partition: str = "aws") -> dict[str, Any]:
     """Resources and outputs by their addresses, arguments worked out."""
     known = {
@@ -40,7 +46,7 @@ def from_terraform(text: str, role_arn: str, account: str = ACCOUNT, partition: 
         "${data.aws_partition.current.partition}": partition,
         "${data.aws_caller_identity.current.account_id}": account,
     }
-    parsed = hcl2.loads(text)
+    parsed = _hcl(text)
     found: dict[str, Any] = {}
     for entry in parsed["resource"]:
         for kind, named in entry.items():
@@ -61,7 +67,7 @@ def _evaluated(given: Any, known: Mapping[str, str]) -> Any:
     if not isinstance(given, str):
         return given
     if given.startswith("${jsonencode("):
-        (argument,) = hcl2.loads(f"x = {given.removeprefix('${jsonencode(').removesuffix(')}')}\n").values()
+        (argument,) = _hcl(f"x = {given.removeprefix('${jsonencode(').removesuffix(')}')}\n").values()
         return _evaluated(argument, known)
     return known[given] if given in known else _string(given, known)
 
