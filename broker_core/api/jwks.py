@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import jwt
-import urllib3
 from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from urllib3.exceptions import HTTPError
+from urllib3.response import BaseHTTPResponse
 
 from broker_core import telemetry
+from broker_core.adapters.exchange import Endpoint
 from broker_core.errors import BrokerError, ConfigurationError, Unavailable
 from broker_core.ports import Clock
 
@@ -185,13 +184,13 @@ def _fits(algorithm: str, key: Any) -> bool:
 # ---------------------------------------------------------------- where sets come from
 
 
-def from_setting(setting: str, clock: Clock) -> Jwks:
+def from_setting(setting: str, clock: Clock, ca_file: str | None = None) -> Jwks:
     """The set that BROKER_TOKEN_JWKS names. A file is read at once, and must hold a key: raises ConfigurationError.
 
-    A URL may answer later.
+    A URL may answer later; the system's CAs are trusted there, and those of ``ca_file``.
     """
     if not setting.startswith("/"):
-        return Jwks(lambda: _fetch(setting), clock)
+        return Jwks(_fetching(setting, ca_file), clock)
     try:
         parse(_file(setting))
     except (OSError, ValueError):
@@ -206,31 +205,19 @@ def _file(path: str) -> bytes:
         return file.read(LARGEST_SET + 1)
 
 
-def _fetch(url: str) -> bytes:
-    """One GET: no proxies or certificates from the environment's HTTP variables, no redirects, no retries; bounded in
-    time and size."""
-    over = time.monotonic() + FETCH_SECONDS
-    limits = urllib3.Timeout(connect=WAIT_SECONDS, read=WAIT_SECONDS)
-    with (
-        urllib3.PoolManager(retries=False, timeout=limits) as pool,
-        pool.request("GET", _literal(url), redirect=False, preload_content=False, headers=_HEADERS) as answer,
-    ):
-        if answer.status != 200:
-            raise ValueError("the platform answered with another status")
-        text = b""
-        while len(text) <= LARGEST_SET and (part := answer.read1(65_536)):
-            text += part
-            if time.monotonic() > over:
-                raise TimeoutError
-        return text
+def _fetching(url: str, ca_file: str | None) -> Callable[[], bytes]:
+    endpoint = Endpoint(url, ca_file, wait_seconds=WAIT_SECONDS)
+    return lambda: endpoint.ask("GET", _HEADERS, _set_in, seconds=FETCH_SECONDS)
 
 
-_HEADERS = {"Accept": "application/jwk-set+json, application/json", "Accept-Encoding": "identity"}
+def _set_in(answer: BaseHTTPResponse) -> bytes:
+    if answer.status != 200:
+        raise ValueError("the platform answered with another status")
+    return answer.read(LARGEST_SET + 1)
 
 
-def _literal(url: str) -> str:
-    """Plain http goes to a literal loopback address only: names can come to point elsewhere."""
-    parts = urlsplit(url)
-    if parts.scheme != "http" or (parts.hostname or "").lower() != "localhost":
-        return url
-    return parts._replace(netloc="127.0.0.1" + (f":{parts.port}" if parts.port else "")).geturl()
+_HEADERS = {
+    "Accept": "application/jwk-set+json, application/json",
+    "Accept-Encoding": "identity",
+    "Connection": "close",
+}

@@ -58,7 +58,7 @@ def make_surface(app: App, clock: SystemClock | None = None) -> Surface:
     settings = app.settings
     settings.require(*WEB)
     clock = clock or SystemClock()
-    keys = jwks.from_setting(settings.token_jwks or "", clock)
+    keys = jwks.from_setting(settings.token_jwks or "", clock, settings.egress_ca_file)
     tokens = TokenVerifier(
         keys, issuer=settings.token_issuer or "", audience=settings.token_audience or "", clock=clock
     )

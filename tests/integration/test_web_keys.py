@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING
 
 import pytest
 from structlog.testing import capture_logs
@@ -13,11 +13,9 @@ from structlog.testing import capture_logs
 from broker_core.adapters.clock import SystemClock
 from broker_core.api import jwks
 from broker_core.api.jwks import Jwks
+from broker_core.dev.upstream import Response, SampleUpstream
 from broker_core.errors import Unavailable
 from tests.tokens import Platform
-
-if TYPE_CHECKING:
-    from broker_core.dev.upstream import SampleUpstream
 
 PLATFORM = Platform()
 
@@ -31,14 +29,18 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(302, b"", Location=f"{server.url}/jwks")
         elif self.path == "/drip":
             self._answer(200, b"", **{"Content-Length": "1000"})
-            try:
-                while not server.over.wait(0.05):
-                    self.wfile.write(b" ")
-            except OSError:
-                return
+            self._drip(server.over)
+        elif self.path == "/drip-in-the-head":
+            self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
+            self._drip(server.over)
         else:
             content = {"/jwks": PLATFORM.jwks(), "/large": PLATFORM.jwks() + b" " * jwks.LARGEST_SET}
             self._answer(200 if self.path in content else 500, content.get(self.path, b"{}"))
+
+    def _drip(self, over: threading.Event) -> None:
+        with suppress(OSError):
+            while not over.wait(0.05):
+                self.wfile.write(b" ")
 
     def _answer(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)
@@ -111,15 +113,24 @@ class TestFetching:
             monkeypatch.setenv(name, "http://127.0.0.1:1")
         assert keys_of(f"{server.url}/jwks").find(PLATFORM.key_id, "EdDSA")
 
-    def test_slow_sets(self, server: KeyServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    @pytest.mark.parametrize("path", ["/drip", "/drip-in-the-head"])
+    def test_slow_sets(self, server: KeyServer, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
         """An answer that comes byte by byte is given up when its time is over."""
         monkeypatch.setattr(jwks, "FETCH_SECONDS", 0.2)
-        assert refused(f"{server.url}/drip") == "TimeoutError"
+        assert refused(server.url + path) == "TimeoutError"
 
     def test_nobody_there(self) -> None:
         """Where nobody listens the keys are unavailable."""
         assert refused("http://127.0.0.1:1/jwks") == "NewConnectionError"
 
-    def test_certificates(self, upstream: SampleUpstream) -> None:
-        """A server whose certificate nobody vouches for is not believed."""
-        assert refused(f"{upstream.url}/jwks") == "SSLError"
+    @pytest.mark.parametrize("variable", ["nothing", "SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"])
+    def test_certificates(self, upstream: SampleUpstream, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+        """A server whose certificate nobody vouches for is not believed, whatever the environment says."""
+        monkeypatch.setenv(variable, str(upstream.ca_file))
+        assert refused(f"{upstream.url}/jwks") == "SSLCertVerificationError"
+
+    def test_more_certificates(self, upstream: SampleUpstream) -> None:
+        """The CAs of the setting are trusted, as they are for upstreams."""
+        upstream.route("/jwks", lambda _: Response(200, body=PLATFORM.jwks()))
+        keys = jwks.from_setting(f"{upstream.url}/jwks", SystemClock(), str(upstream.ca_file))
+        assert keys.find(PLATFORM.key_id, "EdDSA")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import queue
 import socket
 import ssl
 from collections.abc import Iterator
+from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
 import pytest
 import trustme
 
-from broker_core.adapters import webhook
+from broker_core.adapters import exchange
 from broker_core.adapters.clock import SystemClock
 from broker_core.adapters.webhook import Webhook
 from broker_core.errors import ConfigurationError, Unauthorized
@@ -127,14 +126,14 @@ class TestAnswers:
     def test_slow(self, receiver: Receiver, manners: str, monkeypatch: pytest.MonkeyPatch) -> None:
         """The time is over, whether nothing comes or a little now and then; it was sent once."""
 
-        class OnceItIsSent(queue.SimpleQueue[Delivery]):
+        class OnceItIsSent(Future[int]):
             """Its time begins when the request is there: else it may be over before anything was sent."""
 
-            def get(self, block: bool = True, timeout: float | None = None) -> Delivery:
+            def result(self, timeout: float | None = None) -> int:
                 wait_until(lambda: receiver.requests, what="the request")
-                return super().get(block, timeout)
+                return super().result(timeout)
 
-        monkeypatch.setattr(webhook, "queue", SimpleNamespace(SimpleQueue=OnceItIsSent, Empty=queue.Empty))
+        monkeypatch.setattr(exchange, "Future", OnceItIsSent)
         receiver.answer = manners
         assert sent(receiver, LITTLE) == Delivery(Answer.AWAY, "timeout")
         assert len(receiver.requests) == 1

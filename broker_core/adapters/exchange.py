@@ -1,0 +1,121 @@
+"""One HTTP request to the platform, on a connection of its own: notices go out so, and the token keys come in.
+
+Promises: https, or plain http to a literal loopback address; bounded as a whole (name, connecting, TLS, an answer that
+drips, its head too); nothing is followed or sent twice; no proxy, netrc or certificate of the environment. Imports no
+other adapter but ``tls``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import socket
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from contextlib import closing, suppress
+from os import PathLike
+from typing import TypeVar
+from urllib.parse import urlsplit
+
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.response import BaseHTTPResponse
+
+from broker_core.adapters.tls import client_context
+
+Read = TypeVar("Read")
+
+
+class Endpoint:
+    """A URL of the platform's. It may hold a token, so it is never shown."""
+
+    def __init__(self, url: str, ca_file: str | PathLike[str] | None = None, *, wait_seconds: float) -> None:
+        """``ca_file``: CAs trusted beside the system's. ``wait_seconds``: for each single wait. Raises ValueError for
+        plain http off loopback, and ConfigurationError for a file that holds no CAs."""
+        parts = urlsplit(url)
+        is_tls, host = parts.scheme == "https", (parts.hostname or "").lower()
+        # a name can come to point elsewhere
+        self._host = "127.0.0.1" if not is_tls and host == "localhost" else host
+        if not is_tls and not _is_loopback(self._host):
+            raise ValueError("plain http leads to loopback only")
+        self._port = parts.port or (443 if is_tls else 80)
+        self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        self._context = client_context(ca_file) if is_tls else None
+        self._wait_seconds = wait_seconds
+
+    def ask(
+        self,
+        method: str,
+        headers: Mapping[str, str],
+        read: Callable[[BaseHTTPResponse], Read],
+        *,
+        seconds: float,
+        body: bytes | None = None,
+    ) -> Read:
+        """Send it once, and return what ``read`` makes of the answer.
+
+        Raises TimeoutError when it is not over in ``seconds``, what ``read`` raises, OSError or urllib3's HTTPError.
+        """
+        exchange = _Exchange(self._connection(min(seconds, self._wait_seconds)))
+        answer: Future[Read] = Future()
+
+        def run() -> None:
+            try:
+                answer.set_result(exchange.run(method, self._target, headers, body, read))
+            except BaseException as error:  # noqa: BLE001 - it is raised where somebody waits
+                answer.set_exception(error)
+
+        # a thread of its own: a lookup cannot be cut short, and what drips ends each single wait in time
+        threading.Thread(target=run, name="exchange", daemon=True).start()
+        try:
+            return answer.result(seconds)
+        finally:
+            exchange.abort()
+
+    def _connection(self, seconds: float) -> HTTPConnection:
+        if self._context is None:
+            return HTTPConnection(self._host, self._port, timeout=seconds)
+        return HTTPSConnection(self._host, self._port, timeout=seconds, ssl_context=self._context)
+
+
+class _Exchange:
+    """One request, which another thread may end."""
+
+    def __init__(self, connection: HTTPConnection) -> None:
+        self._connection = connection
+        self._is_over = threading.Event()
+
+    def run(
+        self,
+        method: str,
+        target: str,
+        headers: Mapping[str, str],
+        body: bytes | None,
+        read: Callable[[BaseHTTPResponse], Read],
+    ) -> Read:
+        """Send it, and read the answer."""
+        try:
+            self._connection.connect()
+            if self._is_over.is_set():
+                raise TimeoutError
+            self._connection.request(
+                method, target, body=body, headers=headers, preload_content=False, decode_content=False
+            )
+            with closing(self._connection.getresponse()) as answer:
+                return read(answer)
+        finally:
+            self._connection.close()
+
+    def abort(self) -> None:
+        """End it: what waits on the socket raises. A connection that is still being opened ends by its own limit."""
+        self._is_over.set()
+        sock = self._connection.sock
+        if sock is not None:
+            with suppress(OSError):
+                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # SSLSocket's own would first drop the TLS object
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
