@@ -42,7 +42,7 @@ class Endpoint:
         self._context = client_context(ca_file) if is_tls else None
         self._wait_seconds = wait_seconds
 
-    def ask(
+    def request(
         self,
         method: str,
         headers: Mapping[str, str],

@@ -51,7 +51,7 @@ class Webhook:
             SIGNATURE_HEADER: signature([self._secret], int(self._clock.now().timestamp()), body),
         }
         return _told(
-            lambda: self._endpoint.ask("POST", headers, lambda answer: answer.status, seconds=seconds, body=body)
+            lambda: self._endpoint.request("POST", headers, lambda answer: answer.status, seconds=seconds, body=body)
         )
 
 

@@ -207,7 +207,7 @@ def _file(path: str) -> bytes:
 
 def _fetching(url: str, ca_file: str | None) -> Callable[[], bytes]:
     endpoint = Endpoint(url, ca_file, wait_seconds=WAIT_SECONDS)
-    return lambda: endpoint.ask("GET", _HEADERS, _set_in, seconds=FETCH_SECONDS)
+    return lambda: endpoint.request("GET", _HEADERS, _set_in, seconds=FETCH_SECONDS)
 
 
 def _set_in(answer: BaseHTTPResponse) -> bytes:
