@@ -37,13 +37,15 @@ NOT_PUBLIC_V6 = _networks("2001::/23 2001:db8::/32 2002::/16 3fff::/20 3ffe::/16
 
 _MAPPED, _NAT64, _NAT64_LOCAL = _networks("::ffff:0:0/96 64:ff9b::/96 64:ff9b:1::/48")
 _COMPATIBLE, _SIIT, _TEREDO, _6TO4 = _networks("::/96 ::ffff:0:0:0/96 2001::/32 2002::/16")
+#: RFC 5214: the interface's half of an address under any prefix, but for the bit that says whether it is unique
+_ISATAP = 0x00005EFE
 #: written so, it is the IPv4 address itself that is reached, and that decides
 _SAME_AS_INNER = (_MAPPED, _NAT64)
 
 
 def inner_addresses(address: IPAddress) -> Iterator[ipaddress.IPv4Address]:
-    """The IPv4 addresses that an IPv6 address carries: mapped, compatible, SIIT, NAT64, 6to4, Teredo (server and
-    client)."""
+    """The IPv4 addresses that an IPv6 address carries: mapped, compatible, SIIT, NAT64, 6to4, ISATAP, Teredo
+    (server and client)."""
     if isinstance(address, ipaddress.IPv4Address):
         return
     bits = int(address)
@@ -54,6 +56,8 @@ def inner_addresses(address: IPAddress) -> Iterator[ipaddress.IPv4Address]:
         yield ipaddress.IPv4Address(bits >> 24 & 0xFFFFFFFF)
     if address in _6TO4:
         yield ipaddress.IPv4Address(bits >> 80 & 0xFFFFFFFF)
+    if bits >> 32 & 0xFDFFFFFF == _ISATAP:
+        yield ipaddress.IPv4Address(bits & 0xFFFFFFFF)
     if address in _TEREDO:
         yield ipaddress.IPv4Address(bits >> 64 & 0xFFFFFFFF)
         yield ipaddress.IPv4Address(~bits & 0xFFFFFFFF)
@@ -68,9 +72,9 @@ def is_public(address: IPAddress) -> bool:
     """Whether an upstream may have it without being allowed by name."""
     if isinstance(address, ipaddress.IPv4Address):
         return not is_in(address, NOT_PUBLIC_V4)
-    if is_in(address, _SAME_AS_INNER):
-        return all(is_public(inner) for inner in inner_addresses(address))
-    return is_in(address, PUBLIC_V6) and not is_in(address, NOT_PUBLIC_V6)
+    if not is_in(address, _SAME_AS_INNER) and (not is_in(address, PUBLIC_V6) or is_in(address, NOT_PUBLIC_V6)):
+        return False
+    return all(is_public(inner) for inner in inner_addresses(address))
 
 
 def same_addresses(address: IPAddress) -> list[IPAddress]:

@@ -50,11 +50,13 @@ NOT_PUBLIC = """0.0.0.0 0.1.2.3 10.0.0.1 100.64.0.1 127.0.0.1 127.8.8.8 169.254.
 192.0.2.1 192.88.99.1 192.168.1.1 198.18.0.1 198.51.100.1 203.0.113.1 224.0.0.1 240.0.0.1 255.255.255.255
 :: ::1 ::7f00:1 ::169.254.169.254 ::8.8.8.8 ::ffff:127.0.0.1 ::ffff:10.0.0.1 ::ffff:0:10.0.0.1
 64:ff9b::a9fe:a9fe 64:ff9b::10.0.0.1 64:ff9b:1::1 64:ff9b:1::8.8.8.8 100::1 2001::1 2001:2::1 2001:10::1 2001:20::1
-2001:db8::1 2002:7f00:1::1 2002:0a00:1::1 3fff::1 5f00::1 fc00::1 fd00::1 fe80::1 fec0::1 ff02::1 4000::1""".split()
+2001:db8::1 2002:7f00:1::1 2002:0a00:1::1 2606:4700::5efe:10.0.0.1
+2606:4700::200:5efe:127.0.0.1 3fff::1 5f00::1 fc00::1 fd00::1 fe80::1 fec0::1 ff02::1 4000::1""".split()
 METADATA = """169.254.169.254 169.254.169.253 169.254.170.2 169.254.170.23 169.254.0.23 169.254.42.42 168.63.129.16
 100.100.100.200 192.0.0.192 fd00:ec2::254 fd00:ec2::23 fd20:ce::254 fd00:42::42 fe80::a9fe:a9fe""".split()
 
-PUBLIC = "8.8.8.8 1.1.1.1 172.32.0.1 100.128.0.1 2606:4700::1111 2a00::1 ::ffff:8.8.8.8 64:ff9b::8.8.8.8".split()
+PUBLIC = """8.8.8.8 1.1.1.1 172.32.0.1 100.128.0.1 2606:4700::1111 2a00::1 ::ffff:8.8.8.8 64:ff9b::8.8.8.8
+2a00::5efe:8.8.8.8""".split()
 METADATA_V4 = ["169.254.169.254", "168.63.129.16", "100.100.100.200", "192.0.0.192"]
 
 
@@ -73,6 +75,8 @@ def disguised(inner: str) -> list[str]:
         "6to4": 0x2002 << 112 | bits << 80,
         "teredo server": 0x20010000 << 96 | bits << 64 | 0xF7F7F7F7,
         "teredo client": 0x20010000 << 96 | inverted,
+        "isatap": int(ipaddress.ip_address("2606:4700::")) | 0x5EFE << 32 | bits,
+        "isatap, as a global one": int(ipaddress.ip_address("2606:4700::")) | 0x02005EFE << 32 | bits,
     }
     return [str(ipaddress.IPv6Address(number)) for number in numbers.values()]
 
@@ -97,7 +101,7 @@ class TestTable:
 
     @pytest.mark.parametrize("inner", METADATA_V4)
     def test_pitfall_16_nor_in_any_clothing(self, inner: str) -> None:
-        """Mapped, compatible, SIIT, NAT64 (three layouts), 6to4, Teredo (both ends)."""
+        """Mapped, compatible, SIIT, NAT64 (three layouts), 6to4, ISATAP, Teredo (both ends)."""
         passed = [text for text in disguised(inner) if Egress(EVERYTHING).passes(ipaddress.ip_address(text))]
         assert passed == []
 
