@@ -13,11 +13,13 @@ import threading
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import closing, suppress
+from http.client import HTTPException
 from os import PathLike
 from typing import TypeVar
 from urllib.parse import urlsplit
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.exceptions import ProtocolError
 from urllib3.response import BaseHTTPResponse
 
 from broker_core.adapters.tls import client_context
@@ -102,6 +104,8 @@ class _Exchange:
             )
             with closing(self._connection.getresponse()) as answer:
                 return read(answer)
+        except HTTPException as error:
+            raise ProtocolError(type(error).__name__) from None  # as urllib3's pools do; its text quotes the answer
         finally:
             self._connection.close()
 

@@ -30,6 +30,8 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path == "/drip":
             self._answer(200, b"", **{"Content-Length": "1000"})
             self._drip(server.over)
+        elif self.path == "/no-http":
+            self.wfile.write(b"no HTTP at all\r\n\r\n")
         elif self.path == "/drip-in-the-head":
             self.wfile.write(b"HTTP/1.1 200 OK\r\nX: ")
             self._drip(server.over)
@@ -118,6 +120,10 @@ class TestFetching:
         """An answer that comes byte by byte is given up when its time is over."""
         monkeypatch.setattr(jwks, "FETCH_SECONDS", 0.2)
         assert refused(server.url + path) == "TimeoutError"
+
+    def test_no_http(self, server: KeyServer) -> None:
+        """What answers something else has no keys."""
+        assert refused(f"{server.url}/no-http") == "ProtocolError"
 
     def test_nobody_there(self) -> None:
         """Where nobody listens the keys are unavailable."""
