@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.exceptions import ProtocolError
 from urllib3.response import BaseHTTPResponse
+from urllib3.util import parse_url
 
 from broker_core.adapters.tls import client_context
 
@@ -30,8 +31,11 @@ Read = TypeVar("Read")
 class Endpoint:
     """A URL of the platform's. It may hold a token, so it is never shown."""
 
-    def __init__(self, url: str, ca_file: str | PathLike[str] | None = None, *, wait_seconds: float) -> None:
-        """``ca_file``: CAs trusted beside the system's. ``wait_seconds``: for each single wait. Raises ValueError for
+    def __init__(
+        self, url: str, ca_file: str | PathLike[str] | None = None, *, connect_seconds: float, wait_seconds: float
+    ) -> None:
+        """``ca_file``: CAs trusted beside the system's. ``connect_seconds``: for each address that is tried, and each
+        wait of its TLS; ``wait_seconds``: for each single wait of the exchange. Raises ValueError for what is no URL or
         plain http off loopback, and ConfigurationError for a file that holds no CAs."""
         parts = urlsplit(url)
         is_tls, host = parts.scheme == "https", (parts.hostname or "").lower()
@@ -40,8 +44,9 @@ class Endpoint:
         if not is_tls and not _is_loopback(self._host):
             raise ValueError("plain http leads to loopback only")
         self._port = parts.port or (443 if is_tls else 80)
-        self._target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        self._target = parse_url(url).request_uri
         self._context = client_context(ca_file) if is_tls else None
+        self._connect_seconds = connect_seconds
         self._wait_seconds = wait_seconds
 
     def request(
@@ -57,7 +62,8 @@ class Endpoint:
 
         Raises TimeoutError when it is not over in ``seconds``, what ``read`` raises, OSError or urllib3's HTTPError.
         """
-        exchange = _Exchange(self._connection(min(seconds, self._wait_seconds)))
+        connection = self._connection(min(seconds, self._connect_seconds))
+        exchange = _Exchange(connection, min(seconds, self._wait_seconds))
         answer: Future[Read] = Future()
 
         def run() -> None:
@@ -67,11 +73,15 @@ class Endpoint:
                 answer.set_exception(error)
 
         # a thread of its own: a lookup cannot be cut short, and what drips ends each single wait in time
-        threading.Thread(target=run, name="exchange", daemon=True).start()
+        try:
+            threading.Thread(target=run, name="exchange", daemon=True).start()
+        except RuntimeError:
+            raise OSError("this process has no thread left") from None
         try:
             return answer.result(seconds)
-        finally:
+        except BaseException:
             exchange.abort()
+            raise
 
     def _connection(self, seconds: float) -> HTTPConnection:
         if self._context is None:
@@ -82,9 +92,12 @@ class Endpoint:
 class _Exchange:
     """One request, which another thread may end."""
 
-    def __init__(self, connection: HTTPConnection) -> None:
+    def __init__(self, connection: HTTPConnection, wait_seconds: float) -> None:
         self._connection = connection
+        self._wait_seconds = wait_seconds
         self._is_over = threading.Event()
+        #: kept here: http.client forgets the connection's own where the answer ends with it
+        self._socket: socket.socket | None = None
 
     def run(
         self,
@@ -97,8 +110,10 @@ class _Exchange:
         """Send it, and read the answer."""
         try:
             self._connection.connect()
-            if self._is_over.is_set():
+            self._socket = self._connection.sock
+            if self._socket is None or self._is_over.is_set():
                 raise TimeoutError
+            self._socket.settimeout(self._wait_seconds)
             self._connection.request(
                 method, target, body=body, headers=headers, preload_content=False, decode_content=False
             )
@@ -112,10 +127,10 @@ class _Exchange:
     def abort(self) -> None:
         """End it: what waits on the socket raises. A connection that is still being opened ends by its own limit."""
         self._is_over.set()
-        sock = self._connection.sock
-        if sock is not None:
+        if self._socket is not None:
             with suppress(OSError):
-                socket.socket.shutdown(sock, socket.SHUT_RDWR)  # SSLSocket's own would first drop the TLS object
+                # SSLSocket's own would first drop the TLS object
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
 
 
 def _is_loopback(host: str) -> bool:

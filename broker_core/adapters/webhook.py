@@ -32,7 +32,7 @@ class Webhook:
         """``url`` as ``Settings`` accepts it; it may hold a token, so it is never shown. ``ca_file``: CAs trusted
         beside the system's. Raises ConfigurationError."""
         try:
-            self._endpoint = Endpoint(url, ca_file, wait_seconds=_ONE_WAIT)
+            self._endpoint = Endpoint(url, ca_file, connect_seconds=_ONE_WAIT, wait_seconds=_ONE_WAIT)
         except ValueError:
             raise ConfigurationError("BROKER_WEBHOOK_URL must be https:// off loopback") from None
         self._secret = secret

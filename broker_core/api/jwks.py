@@ -36,8 +36,8 @@ MOST_KEYS = 100
 FRESH_SECONDS = 300.0
 LEAST_SECONDS = 10.0
 FETCH_SECONDS = 3.0
-#: seconds for each single wait of it: connecting, the next bytes
-WAIT_SECONDS = 2.0
+#: seconds of it for each address that is tried (of three the first two may be dead), and until the next bytes come
+CONNECT_SECONDS, WAIT_SECONDS = 1.0, 2.0
 #: how many callers with an unknown key may wait for a set at a time: tokens are made up faster than sets are fetched
 MOST_WAITING = 4
 
@@ -206,7 +206,10 @@ def _file(path: str) -> bytes:
 
 
 def _fetching(url: str, ca_file: str | None) -> Callable[[], bytes]:
-    endpoint = Endpoint(url, ca_file, wait_seconds=WAIT_SECONDS)
+    try:
+        endpoint = Endpoint(url, ca_file, connect_seconds=CONNECT_SECONDS, wait_seconds=WAIT_SECONDS)
+    except ValueError:
+        raise ConfigurationError("BROKER_TOKEN_JWKS must be https:// off loopback, or the path of a file") from None
     return lambda: endpoint.request("GET", _HEADERS, _set_in, seconds=FETCH_SECONDS)
 
 

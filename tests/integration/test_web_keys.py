@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -16,6 +15,7 @@ from broker_core.api.jwks import Jwks
 from broker_core.dev.upstream import Response, SampleUpstream
 from broker_core.errors import Unavailable
 from tests.tokens import Platform
+from tests.waiting import wait_until
 
 PLATFORM = Platform()
 
@@ -40,9 +40,12 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(200 if self.path in content else 500, content.get(self.path, b"{}"))
 
     def _drip(self, over: threading.Event) -> None:
-        with suppress(OSError):
+        try:
             while not over.wait(0.05):
                 self.wfile.write(b" ")
+        except OSError:
+            assert isinstance(self.server, KeyServer)
+            self.server.left.set()
 
     def _answer(self, status: int, body: bytes, **headers: str) -> None:
         self.send_response(status)
@@ -61,7 +64,7 @@ class KeyServer(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.asked: list[tuple[str, dict[str, str]]] = []
-        self.over = threading.Event()
+        self.over, self.left = threading.Event(), threading.Event()
 
     @property
     def url(self) -> str:
@@ -117,9 +120,15 @@ class TestFetching:
 
     @pytest.mark.parametrize("path", ["/drip", "/drip-in-the-head"])
     def test_slow_sets(self, server: KeyServer, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
-        """An answer that comes byte by byte is given up when its time is over."""
+        """An answer that comes byte by byte is given up when its time is over, and its connection ends."""
         monkeypatch.setattr(jwks, "FETCH_SECONDS", 0.2)
         assert refused(server.url + path) == "TimeoutError"
+        wait_until(server.left.is_set)
+
+    def test_a_target_is_encoded(self, server: KeyServer) -> None:
+        """As a browser does it."""
+        assert refused(f"{server.url}/ä b?ß") == "ValueError"
+        assert [path for path, _ in server.asked] == ["/%C3%A4%20b?%C3%9F"]
 
     def test_no_http(self, server: KeyServer) -> None:
         """What answers something else has no keys."""
