@@ -12,6 +12,7 @@ import math
 import os
 import select
 import signal
+import threading
 from contextlib import suppress
 from typing import Any
 
@@ -19,24 +20,39 @@ from typing import Any
 class Bell:
     """Rung by every signal that has a handler, and by ``ring``. A context manager of the main thread."""
 
+    def __init__(self) -> None:
+        self._is_there = False
+        self._lock = threading.RLock()  # a handler may ring while its thread does
+
     def __enter__(self) -> Bell:
         self._rung, self._rope = os.pipe()
         for end in (self._rung, self._rope):
             os.set_blocking(end, False)
-        self._before = signal.set_wakeup_fd(self._rope, warn_on_full_buffer=False)
+        try:
+            self._before = signal.set_wakeup_fd(self._rope, warn_on_full_buffer=False)
+        except ValueError:  # not the main thread
+            self._close()
+            raise
+        self._is_there = True
         self._waiting = select.poll()
         self._waiting.register(self._rung, select.POLLIN)
         return self
 
     def __exit__(self, *_: object) -> None:
         signal.set_wakeup_fd(self._before)
+        with self._lock:
+            self._is_there = False
+            self._close()
+
+    def _close(self) -> None:
         os.close(self._rung)
         os.close(self._rope)
 
     def ring(self) -> None:
-        """End the wait, from any thread."""
-        with suppress(BlockingIOError):  # full: it is ringing
-            os.write(self._rope, b"\0")
+        """End the wait, from any thread; nothing before and after the bell is there."""
+        with self._lock, suppress(BlockingIOError):  # full: it is ringing
+            if self._is_there:
+                os.write(self._rope, b"\0")
 
     def wait(self, seconds: float | None = None) -> None:
         """Until it rang since the last wait, or for so many seconds. Handlers have run when it returns."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -106,7 +107,9 @@ def run(scheduler: Scheduler, is_over: Callable[[], bool], wait: Callable[[float
     telemetry.log().info("scheduler.stopped")
 
 
-def run_until_signalled(queue: TickQueue, clock: Clock) -> None:
-    """Run in this process's main thread until SIGTERM or SIGINT; then return."""
-    with Stop(signal.SIGTERM, signal.SIGINT) as stop:
+def run_until_signalled(queue: TickQueue, clock: Clock, *closing: Callable[[], None]) -> None:
+    """Run in this process's main thread until SIGTERM or SIGINT; then close, and no second signal cuts that short."""
+    with Stop(signal.SIGTERM, signal.SIGINT) as stop, ExitStack() as ending:
+        for close in reversed(closing):
+            ending.callback(close)
         run(Scheduler(queue, clock), stop.is_set, stop.wait)

@@ -96,6 +96,7 @@ class _Signals:
         self._bell.__enter__()
         # it rings; and inherited as ignored, it would let the kernel throw the child's exit code away
         self._before[signal.SIGCHLD] = signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})  # inherited as blocked, it would ring for nobody
         for number in (getattr(signal, name) for name in _FORWARDED):
             if signal.getsignal(number) is not signal.SIG_IGN:  # as nohup leaves it, for the child too
                 self._before[number] = signal.signal(number, self._forward)

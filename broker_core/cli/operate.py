@@ -67,11 +67,7 @@ def scheduler() -> None:
     with exit_codes():
         finish = start_process("axiorank-broker-scheduler", os.environ)
         queue = DramatiqQueue(connect_queue(settings().redis_url))
-        try:
-            run_until_signalled(queue, SystemClock())
-        finally:
-            queue.close()
-            finish()
+        run_until_signalled(queue, SystemClock(), queue.close, finish)
 
 
 @click.command("dead-letters")

@@ -95,8 +95,11 @@ class _Handler(BaseHTTPRequestHandler):
             return self._answer(413 if length.isdecimal() else 411)
         body = self.rfile.read(int(length))
         status, shown = self.server.inbox.take(dict(self.headers.items()), body)
-        self.server.show(shown)  # before the answer: a sender's notices, one after another, are shown in their order
-        return self._answer(status)
+        try:
+            self.server.show(shown)  # before the answer: one sender's notices are shown in their order
+        finally:
+            self._answer(status)
+        return None
 
     def _answer(self, status: int) -> None:
         self.send_response_only(status)
@@ -150,8 +153,8 @@ def _serve(receiver: Receiver) -> None:
         threading.Thread(target=receiver.serve_forever, name="webhook", daemon=True).start()
         click.echo(f"listening on http://127.0.0.1:{receiver.server_port}/ until ^C", err=True)
         stop.wait()
-    receiver.shutdown()
-    receiver.server_close()
+        receiver.shutdown()
+        receiver.server_close()
 
 
 def _place(port: int | None, secret_file: Path | None) -> tuple[int, str]:

@@ -128,9 +128,11 @@ class Server(ThreadingMixIn, TCPServer):
             knock.settimeout(20)
             knock.bind(("127.0.0.1", 0))
             self._knocks.add(knock.getsockname())
-            knock.connect(self.server_address)
-            knock.recv(1)
-            self._knocks.discard(knock.getsockname())
+            try:
+                knock.connect(self.server_address)
+                knock.recv(1)
+            finally:
+                self._knocks.discard(knock.getsockname())
 
     def _secure(self, request: socket.socket, since: int) -> socket.socket:
         if self._context is None:

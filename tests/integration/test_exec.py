@@ -192,6 +192,11 @@ class TestEnd:
             process.send_signal(signal.SIGUSR1)
             assert process.wait(30) == signal.SIGUSR1 + 40
 
+    def test_signals_that_are_blocked(self) -> None:
+        """Whoever started us may have blocked the signal that tells of the command's end."""
+        first = "import signal\nsignal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})\n"
+        assert run("sh", "-c", "exit 7", first=first).returncode == 7
+
     @pytest.mark.parametrize("first", ["", "os.setpgid(0, 0)\n"], ids=["our group", "a group of its own"])
     def test_an_interrupt_at_the_terminal_comes_once(self, first: str) -> None:
         """^C reaches the command from the terminal, and not from us a second time; from us, if it left our group."""

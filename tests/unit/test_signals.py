@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
 
 from broker_core.signals import Bell, Stop
 from tests.waiting import wait_until
@@ -67,8 +71,27 @@ class TestStop:
         assert signal.getsignal(OURS) == handler
         assert signal.set_wakeup_fd(-1) == -1
 
+    def test_set_after_its_end(self) -> None:
+        """Nothing is written to whatever has the descriptor by then."""
+        with Stop() as stop:
+            pass
+        reader, writer = os.pipe()
+        os.set_blocking(reader, False)
+        stop.set()
+        with pytest.raises(BlockingIOError):
+            os.read(reader, 1)
+        os.close(reader)
+        os.close(writer)
+
 
 class TestBell:
+    def test_only_in_the_main_thread(self) -> None:
+        """Elsewhere no signal could be waited for: it is refused, and leaves nothing open."""
+        before = os.listdir("/dev/fd")
+        with ThreadPoolExecutor(1) as pool, pytest.raises(ValueError, match="main thread"):
+            pool.submit(Bell().__enter__).result()
+        assert os.listdir("/dev/fd") == before
+
     def test_rings_before_the_wait(self) -> None:
         """What rang since the last wait ends the next one at once."""
         with Bell() as bell:
