@@ -50,6 +50,12 @@ class Tenant:
         return self.customer.key_arn
 
 
+def unhurried(live: Live) -> Live:
+    """Let a use of a key take as long as the injection."""
+    vars(live.app.injector._opener)["_key_seconds"] = AWS_PATIENCE
+    return live
+
+
 def tenants(live: Live, count: int) -> list[Tenant]:
     """So many workspaces of one App, each connected, each with a secret ``github`` whose value names it."""
     made = []
@@ -88,7 +94,7 @@ def test_each_of_many_gets_one_version_while_it_is_rotated(
     """64 injections of one secret during a rotation, and one in each of 64 other workspaces: each is answered, with the
     old value or the new one and never anything else, its audit row names the version that was sent, and its session
     was its own."""
-    live = live_with(PATIENCE, upstream=way_out, threads=4 * MANY)
+    live = unhurried(live_with(PATIENCE, upstream=way_out, threads=4 * MANY))
     one, *others = tenants(live, 1 + MANY)
 
     def rotate() -> None:
@@ -128,7 +134,7 @@ def decrypts_of(live: Live, tenants: list[Tenant]) -> list[Any]:
 
 def test_strict_mode_assumes_the_role_once_for_each(live_with: Callable[..., Live], way_out: HttpsUpstream) -> None:
     """As many AssumeRoles as injections, each for one Decrypt with the key and the context of its own workspace."""
-    live = live_with(PATIENCE, upstream=way_out, threads=4 * MANY)
+    live = unhurried(live_with(PATIENCE, upstream=way_out, threads=4 * MANY))
     several = tenants(live, 8)
 
     with together([tenant.live.send for tenant in several] * 8) as answers:
@@ -148,7 +154,7 @@ def test_reuse_mode_shares_a_session_within_a_workspace_only(
 ) -> None:
     """One AssumeRole for each workspace, whose misses shared one flight; no session decrypts under two keys, for two
     workspaces or for two purposes."""
-    live = live_with({**PATIENCE, "BROKER_STS_REUSE_SECONDS": "900"}, upstream=way_out, threads=4 * MANY)
+    live = unhurried(live_with({**PATIENCE, "BROKER_STS_REUSE_SECONDS": "900"}, upstream=way_out, threads=4 * MANY))
     several = tenants(live, 8)
 
     with together([tenant.live.send for tenant in several] * 8) as answers:
@@ -176,7 +182,9 @@ def test_nothing_that_began_after_a_revocation_succeeds(
 ) -> None:
     """500 injections are in flight when AWS applies the customer's change: those that begin afterwards are refused, in
     reuse mode too, since the key's policy is asked at every use."""
-    live = live_with({**PATIENCE, "BROKER_STS_REUSE_SECONDS": reuse_seconds}, upstream=way_out, threads=2 * IN_FLIGHT)
+    live = unhurried(
+        live_with({**PATIENCE, "BROKER_STS_REUSE_SECONDS": reuse_seconds}, upstream=way_out, threads=2 * IN_FLIGHT)
+    )
     (tenant,) = tenants(live, 1)
     applied = threading.Event()
     begun_after: list[bool] = []
