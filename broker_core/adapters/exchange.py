@@ -114,6 +114,7 @@ class _Exchange:
             if self._socket is None or self._is_over.is_set():
                 raise TimeoutError
             self._socket.settimeout(self._wait_seconds)
+            self._connection.timeout = self._wait_seconds  # which getresponse() sets again
             self._connection.request(
                 method, target, body=body, headers=headers, preload_content=False, decode_content=False
             )

@@ -30,6 +30,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif self.path == "/drip":
             self._answer(200, b"", **{"Content-Length": "1000"})
             self._drip(server.over)
+        elif self.path == "/late":
+            server.over.wait(0.2)
+            self._answer(200, PLATFORM.jwks())
         elif self.path == "/no-http":
             self.wfile.write(b"no HTTP at all\r\n\r\n")
         elif self.path == "/drip-in-the-head":
@@ -124,6 +127,15 @@ class TestFetching:
         monkeypatch.setattr(jwks, "FETCH_SECONDS", 0.2)
         assert refused(server.url + path) == "TimeoutError"
         wait_until(server.left.is_set)
+
+    def test_an_answer_may_take_longer_than_connecting(
+        self, server: KeyServer, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Its time is its own."""
+        monkeypatch.setattr(jwks, "CONNECT_SECONDS", 0.05)
+        monkeypatch.setattr(jwks, "WAIT_SECONDS", 30.0)
+        monkeypatch.setattr(jwks, "FETCH_SECONDS", 30.0)
+        assert keys_of(f"{server.url}/late").find(PLATFORM.key_id, "EdDSA")
 
     def test_a_target_is_encoded(self, server: KeyServer) -> None:
         """As a browser does it."""
