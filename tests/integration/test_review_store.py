@@ -17,7 +17,7 @@ from broker_core.adapters.store.proof import _CLAIM as _CLAIM_ITEM
 from broker_core.adapters.store.sweep import _BUDGETS, _DUE_PROBES
 from broker_core.audit import Intent
 from broker_core.model import Connection, EventState, EventType, Purpose
-from tests.databases import plain
+from tests.databases import plain, plan_by
 from tests.store_setup import OK, begun, blob_for, connected, draft, failure, stored
 from tests.waiting import wait_until
 
@@ -152,10 +152,7 @@ def test_the_next_secret_comes_from_an_index(store: Store, clean_database: str, 
     left."""
     values = {"workspace_id": WORKSPACE, "id": uuid4(), "lease": 60.0, "cost": 0.2}
     values |= {"sources": [uuid4()], "connection_id": uuid4()}
-    with psycopg.connect(plain(clean_database)) as connection:
-        for detour in ("seqscan", "bitmapscan", "sort"):
-            connection.execute(f"SET enable_{detour} = off")
-        plan = "\n".join(line for (line,) in connection.execute(f"EXPLAIN {claim}", values).fetchall())
+    plan = plan_by(clean_database, indexes, claim, values)
     assert indexes <= set(plan.split())
     assert "Sort" not in plan
 
