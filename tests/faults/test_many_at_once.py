@@ -88,13 +88,15 @@ def seen_values(live: Live) -> Counter[str]:
     return Counter(text.removeprefix("Bearer ") for text in received)
 
 
+@pytest.mark.parametrize(("reuse_seconds", "sessions"), [("0", 2 * MANY), ("900", 1 + MANY)], ids=["strict", "reuse"])
 def test_each_of_many_gets_one_version_while_it_is_rotated(
-    live_with: Callable[..., Live], way_out: HttpsUpstream
+    live_with: Callable[..., Live], way_out: HttpsUpstream, reuse_seconds: str, sessions: int
 ) -> None:
     """64 injections of one secret during a rotation, and one in each of 64 other workspaces: each is answered, with the
     old value or the new one and never anything else, its audit row names the version that was sent, and its session
-    was its own."""
-    live = unhurried(live_with(PATIENCE, upstream=way_out, threads=4 * MANY))
+    was its own, or in reuse mode its workspace's."""
+    settings = {**PATIENCE, "BROKER_STS_REUSE_SECONDS": reuse_seconds}
+    live = unhurried(live_with(settings, upstream=way_out, threads=4 * MANY))
     one, *others = tenants(live, 1 + MANY)
 
     def rotate() -> None:
@@ -113,7 +115,8 @@ def test_each_of_many_gets_one_version_while_it_is_rotated(
     versions = Counter(use.intent.version for use in injections(one.live))
     assert versions == Counter({v: sent[f"value-of-tenant-0-{v}"] for v in (1, 2) if sent[f"value-of-tenant-0-{v}"]})
     decrypts = decrypts_of(live, [one, *others])
-    assert len(decrypts) == len({call.session_name for call in decrypts}) == 2 * MANY
+    assert (len(decrypts), len({call.session_name for call in decrypts})) == (2 * MANY, sessions)
+    assert len({(call.session_name, call.key_arn) for call in decrypts}) == sessions  # none is for two keys
     workspaces = {tenant.key_arn: tenant.live.workspace for tenant in (one, *others)}
     assert all(call.encryption_context["axiorank:workspace"] == workspaces[call.key_arn] for call in decrypts)
 
