@@ -19,6 +19,7 @@ import gc
 import os
 import re
 import secrets
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -52,7 +53,10 @@ _LONG = re.compile(
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_configure(config: pytest.Config) -> None:
-    """Profiles of hypothesis; Unix sockets count as this machine (pytest-socket reads the option after us)."""
+    """Profiles of hypothesis; Unix sockets count as this machine (pytest-socket reads the option after us); an
+    interrupt reaches the processes that tests start, where a shell that ran us in the background made it ignored."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     config.option.allow_unix_socket = True
     slow = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture]
     settings.register_profile("default", deadline=None, suppress_health_check=slow)

@@ -38,14 +38,13 @@ TOKEN = "axr_tok_header.{}.signature"
 PYTHON = (sys.executable, "-I", "-c")
 #: loads the one module: importing the whole command takes a second
 DRIVER = """
-import fcntl, importlib.util, json, signal, sys, termios
+import fcntl, importlib.util, json, sys, termios
 spec = importlib.util.spec_from_file_location("masked", sys.argv[1])
 masked = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(masked)
 variables, masking, terminal, *command = map(json.loads, sys.argv[2:])
 if terminal:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored, where the tests run in the background
 sys.exit(masked.run(command, variables, masking=masking))
 """
 
