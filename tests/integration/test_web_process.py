@@ -9,13 +9,20 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 
 import httpx
 import pytest
+from click.testing import CliRunner, Result
 
+from broker_core.cli import main
 from broker_core.dev import places
+from broker_core.dev.aws import AwsDouble
 from broker_core.dev.children import Child
-from broker_core.dev.tokens import LocalTokens
+from broker_core.dev.tokens import LocalTokens, mint
+from broker_core.dev.upstream import SampleUpstream
+from broker_core.settings import Settings
+from tests.live import settings_for
 from tests.waiting import wait_until
 
 
@@ -28,8 +35,24 @@ def tokens() -> Iterator[LocalTokens]:
 @pytest.fixture
 def web_environment(environment: dict[str, str], tokens: LocalTokens) -> dict[str, str]:
     """The settings of a web process on this worker's servers."""
+    return settings_on(environment, tokens)
+
+
+def settings_on(environment: dict[str, str], tokens: LocalTokens) -> dict[str, str]:
     kept = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
     return {**kept, **environment, **tokens.environment, "PORT": str(places.free_port())}
+
+
+@pytest.fixture(scope="module")
+def served(
+    database_url: str, _queue_server: str, _claims_server: str, aws: AwsDouble, _upstream_server: SampleUpstream
+) -> Iterator[tuple[dict[str, str], Child]]:
+    """The settings of a web process, and the process: one for all tests that leave it as it was."""
+    with LocalTokens.start() as tokens:
+        servers = settings_for(database_url, _queue_server, _claims_server, aws, _upstream_server)
+        environment = settings_on(servers, tokens)
+        with running(environment) as child:
+            yield environment, child
 
 
 def url(environment: dict[str, str]) -> str:
@@ -52,11 +75,23 @@ def broker(environment: dict[str, str], *words: str) -> subprocess.CompletedProc
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
+def here(environment: dict[str, str], *words: str) -> Result:
+    """The command in this process, up to where it would serve."""
+    return CliRunner().invoke(main, words, env=environment, catch_exceptions=False)
+
+
+def owner_token(environment: dict[str, str]) -> str:
+    """What ``broker token`` mints."""
+    settings, now = Settings.from_environment(environment), datetime.now(UTC)
+    return mint(settings, "ws_1", scopes=[], role="owner", minutes=10, now=now)
+
+
 class TestServing:
-    def test_the_whole_way(self, web_environment: dict[str, str]) -> None:
+    def test_the_whole_way(self, served: tuple[dict[str, str], Child]) -> None:
         """It is ready, takes a token that `broker token` mints, refuses others, and names no product."""
-        token = broker(web_environment, "token", "--workspace", "ws_1", "--role", "owner").stdout.strip()
-        with running(web_environment) as child, httpx.Client(base_url=url(web_environment), trust_env=False) as client:
+        environment, child = served
+        token = broker(environment, "token", "--workspace", "ws_1", "--role", "owner").stdout.strip()
+        with httpx.Client(base_url=url(environment), trust_env=False) as client:
             ready = client.get("/readyz")
             assert ready.json()["parts"] == dict.fromkeys(("database", "claims", "queue", "token_keys"), "ok")
             assert {"server", "date"} & ready.headers.keys() == set()
@@ -68,23 +103,24 @@ class TestServing:
             assert "GET /" not in child.output
             assert "limit=1" not in child.output
 
-    def test_an_oversized_body_over_a_socket(self, web_environment: dict[str, str]) -> None:
+    def test_an_oversized_body_over_a_socket(self, served: tuple[dict[str, str], Child]) -> None:
         """413 is answered before the body is sent, and the connection ends with it."""
-        token = broker(web_environment, "token", "--workspace", "ws_1", "--role", "owner").stdout.strip()
+        environment, _ = served
         head = (
-            f"POST /api/v1/broker-secrets HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
+            "POST /api/v1/broker-secrets HTTP/1.1\r\nHost: x\r\n"
+            f"Authorization: Bearer {owner_token(environment)}\r\n"
             "Content-Length: 99999999\r\nExpect: 100-continue\r\n\r\n"
         )
-        with running(web_environment), socket.create_connection(("127.0.0.1", int(web_environment["PORT"]))) as line:
+        with socket.create_connection(("127.0.0.1", int(environment["PORT"]))) as line:
             line.sendall(head.encode())
             answer = _until_closed(line)
         assert answer.startswith(b"HTTP/1.1 413 ")
 
     def test_sigterm_finishes_what_is_under_way(self, web_environment: dict[str, str]) -> None:
         """A request that came before SIGTERM is answered; then the process ends, as it should."""
-        token = broker(web_environment, "token", "--workspace", "ws_1", "--role", "owner").stdout.strip()
         head = (
-            f"POST /api/v1/broker-secrets HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
+            "POST /api/v1/broker-secrets HTTP/1.1\r\nHost: x\r\n"
+            f"Authorization: Bearer {owner_token(web_environment)}\r\n"
             "Content-Length: 2\r\nExpect: 100-continue\r\n\r\n"
         )
         with running(web_environment) as child:
@@ -156,11 +192,11 @@ class TestStarting:
     @pytest.mark.parametrize("name", ["BROKER_TOKEN_JWKS", "BROKER_TOKEN_ISSUER", "BROKER_TOKEN_AUDIENCE"])
     def test_without_a_setting(self, web_environment: dict[str, str], name: str) -> None:
         """It does not start without knowing whose tokens count: exit code 78, and the setting's name."""
-        ended = broker({**web_environment, name: ""}, "web", "--host", "127.0.0.1")
-        assert (ended.returncode, f"this process needs {name}" in ended.stderr) == (78, True)
+        ended = here({**web_environment, name: ""}, "web", "--host", "127.0.0.1")
+        assert (ended.exit_code, f"this process needs {name}" in ended.stderr) == (78, True)
 
     def test_a_port_that_is_taken(self, web_environment: dict[str, str]) -> None:
-        """A port that is taken is said so, with exit code 78."""
+        """A port that is taken is said so, with exit code 78 of the process."""
         with socket.create_server(("127.0.0.1", int(web_environment["PORT"]))):
             ended = broker(web_environment, "web", "--host", "127.0.0.1")
         assert (ended.returncode, "cannot listen on 127.0.0.1" in ended.stderr) == (78, True)
@@ -169,8 +205,8 @@ class TestStarting:
         """A file without keys stops it: exit code 78."""
         (tokens.directory / "empty.json").write_text("{}")
         changed = {**web_environment, "BROKER_TOKEN_JWKS": str(tokens.directory / "empty.json")}
-        ended = broker(changed, "web", "--host", "127.0.0.1")
-        assert (ended.returncode, "BROKER_TOKEN_JWKS must name" in ended.stderr) == (78, True)
+        ended = here(changed, "web", "--host", "127.0.0.1")
+        assert (ended.exit_code, "BROKER_TOKEN_JWKS must name" in ended.stderr) == (78, True)
 
 
 class TestToken:
@@ -182,10 +218,10 @@ class TestToken:
             {"BROKER_TOKEN_JWKS": "https://platform.test/local-stack-jwks.json"},
             {"BROKER_TOKEN_ISSUER": "https://platform.test"},
         ):
-            ended = broker({**web_environment, **changed}, "token", "--workspace", "ws_1", "--role", "owner")
-            assert (ended.returncode, ended.stdout) == (78, "")
+            ended = here({**web_environment, **changed}, "token", "--workspace", "ws_1", "--role", "owner")
+            assert (ended.exit_code, ended.stdout) == (78, "")
             assert "for the local stack alone" in ended.stderr
 
     def test_usage(self, web_environment: dict[str, str]) -> None:
         """A token needs a scope or a role."""
-        assert broker(web_environment, "token", "--workspace", "ws_1").returncode == 2
+        assert here(web_environment, "token", "--workspace", "ws_1").exit_code == 2
