@@ -9,7 +9,9 @@ from collections.abc import Iterator
 
 import pytest
 import redis
+from click.testing import CliRunner
 
+from broker_core.cli import main
 from broker_core.dev.aws import AwsDouble
 from broker_core.dev.upstream import SampleUpstream
 from broker_core.dev.valkey import Valkey
@@ -24,14 +26,26 @@ KEY_ARN = f"arn:aws:kms:eu-west-1:222222222222:key/{KEY_ID}"
 ALIAS = "arn:aws:kms:eu-west-1:222222222222:alias/ours"
 
 
-def broker(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+Ended = subprocess.CompletedProcess[str]
+
+
+def broker(environment: dict[str, str], *arguments: str) -> Ended:
     """Run the command with these settings and no others."""
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
     line = [sys.executable, "-P", "-m", "broker_core.cli", *arguments]
     return subprocess.run(line, env={**kept, **environment}, capture_output=True, text=True, timeout=60, cwd="/")
 
 
-def assert_refused(ended: subprocess.CompletedProcess[str], *words: str) -> None:
+def here(environment: dict[str, str], *arguments: str) -> Ended:
+    """The same in this process, which it must not become."""
+    others = dict.fromkeys(name for name in os.environ if name.startswith(("BROKER_", "AWS_", "OTEL_")))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "execve", lambda *_: pytest.fail("it starts"))
+        result = CliRunner().invoke(main, arguments, env={**others, **environment}, catch_exceptions=False)
+    return Ended(arguments, result.exit_code, result.stdout, result.stderr)
+
+
+def assert_refused(ended: Ended, *words: str) -> None:
     """It ended with the exit code of a wrong setting, said these words, and showed no traceback."""
     assert ended.returncode == 78, ended.stderr
     assert ended.stdout == ""
@@ -75,14 +89,14 @@ class TestStartUp:
     @pytest.mark.parametrize(("case", "change", "words"), WRONG, ids=[case for case, _, _ in WRONG])
     def test_wrong_setting(self, case: str, change: dict[str, str], words: tuple[str, ...]) -> None:
         """The worker does not start: exit code 78, the variable's name and what to do, and never its value."""
-        ended = broker(ENVIRONMENT | change, "worker")
+        ended = here(ENVIRONMENT | change, "worker")
         assert_refused(ended, *words)
         for value in change.values():
             assert not value or value not in ended.stderr
 
-    @pytest.mark.parametrize("command", ["scheduler", "migrate"])
+    @pytest.mark.parametrize("command", ["worker", "scheduler", "migrate"])
     def test_every_process(self, command: str) -> None:
-        """The other processes of the Procfile refuse settings like the worker."""
+        """Each process of the Procfile ends so, as a process."""
         assert_refused(broker(ENVIRONMENT | {"BROKER_PLATFORM_KEYS": "none"}, command), "BROKER_PLATFORM_KEYS must be")
 
 
@@ -104,12 +118,12 @@ class TestClaimRedis:
         with redis.Redis.from_url(other_server.url) as client:
             client.config_set("appendonly", appendonly)
             client.config_set("save", save)
-        ended = broker(environment | {"BROKER_CLAIM_REDIS_URL": other_server.url}, "worker")
+        ended = here(environment | {"BROKER_CLAIM_REDIS_URL": other_server.url}, "worker")
         assert_refused(ended, "BROKER_CLAIM_REDIS_URL: the server could keep values", says)
 
     def test_away(self, environment: dict[str, str]) -> None:
         """A claim Redis that does not answer is not taken for a good one: exit code 69, try again."""
-        ended = broker(environment | {"BROKER_CLAIM_REDIS_URL": "redis://127.0.0.1:1/0"}, "worker")
+        ended = here(environment | {"BROKER_CLAIM_REDIS_URL": "redis://127.0.0.1:1/0"}, "worker")
         assert (ended.returncode, "claim store is away" in ended.stderr) == (69, True)
 
     def test_nothing_on_disk(self, environment: dict[str, str], aws: AwsDouble, upstream: SampleUpstream) -> None:
