@@ -15,6 +15,7 @@ import httpx
 import pytest
 from click.testing import CliRunner, Result
 
+from broker_core.api import server
 from broker_core.cli import main
 from broker_core.dev import places
 from broker_core.dev.aws import AwsDouble
@@ -76,8 +77,10 @@ def broker(environment: dict[str, str], *words: str) -> subprocess.CompletedProc
 
 
 def here(environment: dict[str, str], *words: str) -> Result:
-    """The command in this process, up to where it would serve."""
-    return CliRunner().invoke(main, words, env=environment, catch_exceptions=False)
+    """The command in this process, which must not come to serve."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(server, "listening", lambda *_: pytest.fail("it starts"))
+        return CliRunner().invoke(main, words, env=environment, catch_exceptions=False)
 
 
 def owner_token(environment: dict[str, str]) -> str:
