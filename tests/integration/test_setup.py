@@ -8,7 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,11 +42,10 @@ def customer(live: Live) -> Account:
 
 
 @pytest.fixture
-def shell(live: Live, customer: Account, tmp_path: Path) -> Shell:
+def shell(live: Live, customer: Account, tmp_path: Path) -> Iterator[Shell]:
     """A shell of the customer's: ``aws`` and ``terraform`` mean their account, ``broker`` this installation."""
     commands = tmp_path / "commands"
     commands.mkdir()
-    stand_ins(commands, live.aws.endpoint, customer.account_id, customer.region)
     path = f"{commands}:{Path(sys.executable).parent}:{os.environ['PATH']}"
 
     def run(script: str) -> subprocess.CompletedProcess[str]:
@@ -60,7 +59,8 @@ def shell(live: Live, customer: Account, tmp_path: Path) -> Shell:
             check=False,
         )
 
-    return run
+    with stand_ins(commands, live.aws.endpoint, customer):
+        yield run
 
 
 def setup(workspace_id: str, account: Account, **wish: Any) -> SetupDocument:
