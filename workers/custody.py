@@ -9,8 +9,9 @@ from uuid import UUID
 
 from dramatiq import Broker
 
-from broker_core.adapters.queue import ACTORS, CUSTODY, MAINTENANCE
+from broker_core.adapters.queue import ACTORS
 from broker_core.model import EventState
+from broker_core.queues import CUSTODY, MAINTENANCE
 from workers.queue import register
 
 RECONCILE = "reconcile"

@@ -1,4 +1,4 @@
-"""A worker process: ``dramatiq workers.main:setup`` calls ``setup`` in each process, ``run`` starts that from Python.
+"""A worker process: ``dramatiq workers.main:setup`` calls ``setup`` in each; ``workers.start`` does that for us.
 
 dramatiq's master starts the processes and, when one dies, stops all with a non-zero exit code: a supervisor restarts
 it. Nothing in a process is state.
@@ -7,9 +7,7 @@ it. Nothing in a process is state.
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Mapping
 
 import dramatiq
 from dramatiq import Broker, Middleware, Worker
@@ -23,7 +21,7 @@ from broker_core.settings import Settings
 from workers.custody import register_custody
 from workers.middleware import worker_middleware
 from workers.notify import register_notify
-from workers.queue import command, threads_in, worker_environment
+from workers.start import threads_in
 from workers.sweeper import register_sweeper
 
 
@@ -57,13 +55,6 @@ class _Closing(Middleware):
             close()
 
 
-def run(environ: Mapping[str, str], queues: Sequence[str], processes: int, threads: int) -> NoReturn:
-    """Become dramatiq's master for these queues. Raises ConfigurationError or Unavailable before anything is started.
-
-    This process is replaced: dramatiq reads some of its settings when it is imported, and signals reach it directly.
-    """
-    # what each of dramatiq's processes will do first, done here too: here an operator reads why it cannot work, there
-    # it would be a traceback between those of dramatiq
+def check(environ: Mapping[str, str]) -> None:
+    """Build what each process will, and close it. Raises ConfigurationError or Unavailable."""
     build_app(Settings.from_environment(environ)).close()
-    # the interpreter is this one, and everything else on the line is ours
-    os.execve(sys.executable, command(queues, processes, threads), {**environ, **worker_environment(queues, threads)})  # noqa: S606

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from dramatiq import Broker
 
-from broker_core.adapters.queue import MAINTENANCE
+from broker_core.queues import MAINTENANCE
 from workers.queue import register
 
 DELIVERIES, ROTATIONS = "notify_deliveries", "notify_rotations"

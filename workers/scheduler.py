@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from broker_core import telemetry
-from broker_core.adapters.queue import MAINTENANCE, SWEEP
 from broker_core.errors import Unavailable
 from broker_core.ports import Clock
+from broker_core.queues import MAINTENANCE, SWEEP
 from broker_core.signals import Stop
 from workers.custody import RECONCILE
 from workers.notify import DELIVERIES, ROTATIONS

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from dramatiq import Broker
 
-from broker_core.adapters.queue import SWEEP
+from broker_core.queues import SWEEP
 from workers.queue import register
 
 PROBES, CHECKS, REFUSALS = "sweep_probes", "sweep_checks", "sweep_refusals"

@@ -3,12 +3,6 @@
 A message is a doorbell: it carries an event's id and a trace context, nothing else, and may be lost or come twice; the
 event's row is the truth, and the reconciler rings again. The consumer's side is in ``workers``. Imports no other
 adapter.
-
-Three queues, since a prefetched message waits behind the one before it:
-
-- ``custody``: events, where somebody waits for the result;
-- ``maintenance``: the reconciler's ticks, which must not stand behind a backlog of events (it is what ends them);
-- ``sweep``: probes and checks, long batches against customers' keys, with workers of their own.
 """
 
 from __future__ import annotations
@@ -31,9 +25,7 @@ from redis.retry import Retry
 from broker_core import telemetry
 from broker_core.errors import Unavailable
 from broker_core.model import EventType
-
-CUSTODY, MAINTENANCE, SWEEP = "custody", "maintenance", "sweep"
-QUEUES = (CUSTODY, MAINTENANCE, SWEEP)
+from broker_core.queues import CUSTODY, QUEUES
 
 #: an event's type → its actor. ``secret.deleted`` takes effect when it is accepted and has none
 ACTORS = {EventType.CREATED: "secret_created", EventType.ROTATED: "secret_rotated"}

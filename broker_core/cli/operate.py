@@ -9,6 +9,7 @@ import click
 from broker_core.adapters.clock import SystemClock
 from broker_core.cli.common import exit_codes, settings, show
 from broker_core.errors import BrokerError, Invalid, Unavailable
+from broker_core.queues import CUSTODY, MAINTENANCE, QUEUES
 
 
 @click.command()
@@ -41,20 +42,22 @@ def _migrate(url: str, revision: str, down: bool) -> None:
 
 @click.command()
 @click.option(
-    "--queues", default="custody,maintenance", show_default=True, help="Comma-separated: custody, maintenance, sweep."
+    "--queues",
+    default=f"{CUSTODY},{MAINTENANCE}",
+    show_default=True,
+    help=f"Comma-separated: {', '.join(QUEUES)}.",
 )
 @click.option("--processes", default=1, show_default=True, type=click.IntRange(1, 64))
 @click.option("--threads", default=8, show_default=True, type=click.IntRange(1, 64))
 def worker(queues: str, processes: int, threads: int) -> None:
     """Run workers until SIGTERM. The sweep has a queue of its own: run one more with `--queues sweep`."""
-    from broker_core.adapters.queue import QUEUES
-    from workers.main import run
+    from workers.start import run
 
     with exit_codes():
         chosen = [name.strip() for name in queues.split(",")]
         if not chosen or not set(chosen) <= set(QUEUES):
             raise click.BadParameter(f"queues are {', '.join(QUEUES)}", param_hint="--queues")
-        run(os.environ, chosen, processes, threads)
+        run(chosen, processes, threads)
 
 
 @click.command()

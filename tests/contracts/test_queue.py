@@ -10,9 +10,10 @@ import pytest
 from dramatiq import Message
 from dramatiq.brokers.redis import RedisBroker
 
-from broker_core.adapters.queue import CUSTODY, SWEEP, DramatiqQueue, connect_queue
+from broker_core.adapters.queue import DramatiqQueue, connect_queue
 from broker_core.errors import Unavailable
 from broker_core.model import EventType
+from broker_core.queues import CUSTODY, SWEEP
 from tests.fakes_queue import FakeQueue
 
 EVENT = UUID("01890a5d-ac96-774b-bcce-b302099a8057")

@@ -8,8 +8,8 @@ from typing import Any
 import redis
 from dramatiq import Message
 
-from broker_core.adapters.queue import MAINTENANCE, SWEEP
 from broker_core.dev.stack import LocalStack
+from broker_core.queues import MAINTENANCE, SWEEP
 from tests.waiting import wait_until
 from workers.scheduler import TICKS
 from workers.sweeper import CHECKS

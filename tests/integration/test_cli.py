@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from broker_core.adapters.queue import QUEUES
 from broker_core.cli import main
+from broker_core.queues import QUEUES
 from tests.live import AGENT, Live
 
 Run = Callable[..., Result]

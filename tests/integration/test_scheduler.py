@@ -13,8 +13,9 @@ import pytest
 from dramatiq import Message
 from structlog.testing import capture_logs
 
-from broker_core.adapters.queue import MAINTENANCE, SWEEP, DramatiqQueue, connect_queue
+from broker_core.adapters.queue import DramatiqQueue, connect_queue
 from broker_core.errors import Unavailable
+from broker_core.queues import MAINTENANCE, SWEEP
 from tests.fakes_queue import FakeQueue, FixedClock
 from tests.waiting import wait_until
 from workers.scheduler import MOST_WAITING, SKEW_SECONDS, TICKS, Scheduler, run

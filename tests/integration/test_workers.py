@@ -7,9 +7,11 @@ import json
 import logging
 import os
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -24,26 +26,19 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind
 
 from broker_core import observability, telemetry
-from broker_core.adapters.queue import (
-    CUSTODY,
-    MAINTENANCE,
-    SWEEP,
-    DramatiqQueue,
-    connect_queue,
-    dead_letters,
-    purge_dead_letters,
-)
+from broker_core.adapters.queue import DramatiqQueue, connect_queue, dead_letters, purge_dead_letters
 from broker_core.bootstrap import aws_options
 from broker_core.dev.valkey import Valkey
 from broker_core.errors import BrokerError, Busy, Conflict, Denied, Integrity, Transient, Unavailable
 from broker_core.model import EventState, EventType
+from broker_core.queues import CUSTODY, MAINTENANCE, SWEEP
 from broker_core.settings import Settings
 from tests.fakes_queue import FixedClock
 from tests.spans import collected
 from tests.waiting import wait_until
 from workers.custody import RECONCILE, register_custody
 from workers.middleware import Retry, Trace, worker_middleware
-from workers.queue import command, threads_in, worker_environment
+from workers.start import threads_in, worker_environment
 from workers.sweeper import CHECKS, MOVES, PROBES, PROOFS, REFUSALS, register_sweeper
 
 SENTINEL = "hunter2-sentinel-value"
@@ -338,7 +333,8 @@ class TestLines:
         event_id = work(queue_valkey, FakeApp(Unavailable("x"), Conflict("x", code="name_taken")))
         done = [line for line in lines() if line["event"] == "actor.done"]
         assert {(line["actor"], line["event_id"]) for line in done} == {("secret_created", str(event_id))}
-        assert [(line["attempt"], line["outcome"], line["code"]) for line in done] == [
+        # a try writes its line after it has rung for the next one, which another thread may have ended by then
+        assert sorted((line["attempt"], line["outcome"], line["code"]) for line in done) == [
             (1, "retry", "unavailable"),
             (2, "dead", "name_taken"),
         ]
@@ -402,21 +398,38 @@ class NotingApp(FakeApp):
 
 
 def setup_in_a_process() -> None:
-    """What ``workers.main:setup`` is, with use cases that note their calls."""
-    url = os.environ["TEST_QUEUE_URL"]
+    """What ``workers.main:setup`` is, with use cases that note their calls; and a note of what was found here."""
+    found = {
+        "prefetch": dramatiq.worker.QUEUE_PREFETCH,
+        "idle": dramatiq.worker.WORKER_TIMEOUT,
+        "threads of the master": len(list(Path(f"/proc/{os.getppid()}/task").iterdir())),
+        "connections of the master": sum(_is_socket(Path(name)) for name in os.scandir("/proc/self/fd")),
+    }
+    url = os.environ["BROKER_REDIS_URL"]
     broker = connect_queue(url, middleware=worker_middleware())
-    app = NotingApp(redis.Redis.from_url(url))
+    client = redis.Redis.from_url(url)
+    client.set("test:found", json.dumps(found))
+    app = NotingApp(client)
     register_custody(broker, app)
     register_sweeper(broker, app)
     dramatiq.set_broker(broker)
 
 
+def _is_socket(descriptor: Path) -> bool:
+    try:
+        return os.readlink(descriptor).startswith("socket:")
+    except FileNotFoundError:  # what listed them
+        return False
+
+
 class TestProcess:
-    def test_master(self, queue_valkey: str) -> None:
-        """dramatiq's master runs our setup on the chosen queues only, and ends in order at SIGTERM."""
-        line = command([CUSTODY], 1, 2, "tests.integration.test_workers:setup_in_a_process")
-        environ = {**os.environ, **worker_environment([CUSTODY], 2), "TEST_QUEUE_URL": queue_valkey}
-        broker, event_id = connect_queue(queue_valkey), uuid4()
+    def test_master(self, environment: dict[str, str]) -> None:
+        """dramatiq's master runs our setup on the chosen queues only, with our settings, and ends in order at SIGTERM.
+        What it forks has nothing of the check: no other thread, no connection that two processes would share."""
+        setup = "tests.integration.test_workers:setup_in_a_process"
+        line = [sys.executable, "-P", "-c", f"from workers import start; start.run({[CUSTODY]}, 1, 2, {setup!r})"]
+        environ = {**os.environ, **environment}
+        broker, event_id = connect_queue(environment["BROKER_REDIS_URL"]), uuid4()
         DramatiqQueue(broker).tick(SWEEP, PROBES)
         DramatiqQueue(broker).ring(EventType.ROTATED, event_id)
         process = subprocess.Popen(line, env=environ, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -428,6 +441,12 @@ class TestProcess:
             process.kill()
             process.communicate()
         assert broker.client.lrange("test:calls", 0, -1) == [str(event_id).encode()]
+        assert json.loads(broker.client.get("test:found")) == {
+            "prefetch": 4,
+            "idle": 100,
+            "threads of the master": 1,
+            "connections of the master": 0,
+        }
         assert DramatiqQueue(broker).waiting(SWEEP) == 1
         broker.client.close()
 

@@ -175,6 +175,7 @@ def test_the_settings_are_frozen() -> None:
 #: who reads the environment itself: the processes' set-up, which hands it to ``Settings``; and what of it beside that
 READING = {
     "workers/main.py": set(),
+    "workers/start.py": set(),
     "broker_core/api/server.py": {"THREADS_VARIABLE", "DIRECTORY"},  # how many, and for the next
     "broker_core/api/metrics.py": {"DIRECTORY"},  # where numbers lie
 }
