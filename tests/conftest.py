@@ -23,7 +23,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from broker_core.dev.postgres import Postgres
     from broker_core.dev.stack import LocalStack
     from broker_core.dev.upstream import SampleUpstream
+    from tests.databases import KeptClaims, KeptDatabase, KeptRedis
     from tests.live import Live
     from tests.web import Web
 
@@ -145,35 +147,68 @@ def database_url(postgres_url: str, template_database: str) -> Iterator[str]:
     drop_database(postgres_url, name)
 
 
-@pytest.fixture
-def clean_database(database_url: str) -> str:
-    """This worker's database, emptied before the test; ``postgresql+psycopg://…``."""
-    from tests.databases import empty
+@pytest.fixture(scope="session")
+def empty(database_url: str) -> Iterator[Callable[[], None]]:
+    """Empties this worker's database."""
+    from tests.databases import Emptier
 
-    empty(database_url)
+    emptier = Emptier(database_url)
+    yield emptier
+    emptier.close()
+
+
+@pytest.fixture
+def clean_database(database_url: str, empty: Callable[[], None]) -> str:
+    """This worker's database, emptied before the test; ``postgresql+psycopg://…``."""
+    empty()
     return database_url
 
 
+@pytest.fixture(scope="session")
+def _database(database_url: str) -> Iterator[KeptDatabase]:
+    from tests.databases import KeptDatabase
+
+    database = KeptDatabase(database_url)
+    yield database
+    database.end()
+
+
 @pytest.fixture
-def queue_valkey(_queue_server: str) -> str:
+def kept_database(_database: KeptDatabase) -> KeptDatabase:
+    """This worker's database, over connections that are there already. Ask for ``clean_database``, too, to find it
+    empty. A copy: a test may replace what it does."""
+    return copy(_database)
+
+
+@pytest.fixture
+def queue_valkey(_queue_server: KeptRedis) -> str:
     """The URL of this worker's queue Redis (append-only file, noeviction), emptied before the test."""
-    return _emptied(_queue_server)
+    return _queue_server.emptied()
 
 
 @pytest.fixture
-def claims_valkey(_claims_server: str) -> str:
+def claims_valkey(_claims_server: KeptRedis) -> str:
     """The URL of this worker's claim Redis (nothing on disk), emptied before the test."""
-    return _emptied(_claims_server)
+    return _claims_server.emptied()
 
 
 @pytest.fixture(scope="session")
-def _queue_server(worker_id: str) -> Iterator[str]:
+def _queue_server(worker_id: str) -> Iterator[KeptRedis]:
     yield from _valkey(persistent=True, worker_id=worker_id)
 
 
 @pytest.fixture(scope="session")
-def _claims_server(worker_id: str) -> Iterator[str]:
+def _claims_server(worker_id: str) -> Iterator[KeptRedis]:
     yield from _valkey(persistent=False, worker_id=worker_id)
+
+
+@pytest.fixture(scope="session")
+def _claims(_claims_server: KeptRedis) -> Iterator[KeptClaims]:
+    from tests.databases import KeptClaims
+
+    claims = KeptClaims(_claims_server.url)
+    yield claims
+    claims.end()
 
 
 @pytest.fixture(scope="session")
@@ -213,25 +248,19 @@ def _server_url(config: pytest.Config) -> str:
     return cluster.url
 
 
-def _valkey(*, persistent: bool, worker_id: str) -> Iterator[str]:
-    named = os.environ.get("BROKER_TEST_REDIS_URL")
-    if named:
-        worker = int(worker_id.removeprefix("gw")) if worker_id.startswith("gw") else 0
-        yield f"{named.rstrip('/').rsplit('/', 1)[0]}/{(worker * 2 + persistent) % 16}"
-        return
-    from broker_core.dev.valkey import Valkey
+def _valkey(*, persistent: bool, worker_id: str) -> Iterator[KeptRedis]:
+    from tests.databases import KeptRedis
 
-    with Valkey.start(persistent=persistent) as server:
-        yield server.url
+    with ExitStack() as opened:
+        named = os.environ.get("BROKER_TEST_REDIS_URL")
+        if named:
+            worker = int(worker_id.removeprefix("gw")) if worker_id.startswith("gw") else 0
+            url = f"{named.rstrip('/').rsplit('/', 1)[0]}/{(worker * 2 + persistent) % 16}"
+        else:
+            from broker_core.dev.valkey import Valkey
 
-
-def _emptied(url: str) -> str:
-    import redis
-
-    client = redis.Redis.from_url(url)
-    client.flushdb()
-    client.close()
-    return url
+            url = opened.enter_context(Valkey.start(persistent=persistent)).url
+        yield opened.enter_context(closing(KeptRedis(url)))
 
 
 def _only_units(config: pytest.Config) -> bool:
@@ -271,9 +300,16 @@ def way_out(_upstream_server: SampleUpstream) -> HttpsUpstream:
 
 @pytest.fixture
 def live_with(
-    environment: dict[str, str], aws: AwsDouble, upstream: SampleUpstream, clients: AwsClients
+    environment: dict[str, str],
+    aws: AwsDouble,
+    upstream: SampleUpstream,
+    clients: AwsClients,
+    _database: KeptDatabase,
+    _claims: KeptClaims,
 ) -> Iterator[Callable[..., Live]]:
-    """Makes a ``Live`` with settings changed or ports replaced: ``live_with({"BROKER_…": "…"}, keys=…)``."""
+    """Makes a ``Live`` with settings changed or ports replaced: ``live_with({"BROKER_…": "…"}, keys=…)``. Its
+    connections are the worker's, on the servers that ``environment`` names."""
+    from broker_core.adapters.store import Store
     from broker_core.bootstrap import build_app
     from broker_core.settings import Settings
     from tests.live import Live, RecordingQueue
@@ -282,7 +318,9 @@ def live_with(
 
         def make(changed: dict[str, str] | None = None, *, to: SampleUpstream = upstream, **ports: Any) -> Live:
             queue, changes = RecordingQueue(), {**environment, **(changed or {})}
-            app = build_app(Settings.from_environment(changes), **{"queue": queue, "clients": clients, **ports})
+            # copies: a test may replace what one of them does
+            kept = {"queue": queue, "clients": clients, "store": Store(copy(_database)), "claims": copy(_claims)}
+            app = build_app(Settings.from_environment(changes), **{**kept, **ports})
             opened.callback(app.close)
             made = Live(app, aws, to, changes, queue)
             app.store.put_workspace(made.workspace, "enterprise")

@@ -16,12 +16,14 @@ from dataclasses import dataclass, field
 from secrets import token_bytes
 from typing import TYPE_CHECKING, Any
 from uuid import UUID, uuid4
+from weakref import WeakKeyDictionary
 
 from broker_core import events
 from broker_core.adapters.queue import ACTORS
 from broker_core.bootstrap import App, build_app
 from broker_core.canary import CANARY_BYTES
 from broker_core.dev.aws import AwsDouble, CustomerAccount, fresh_account_id
+from broker_core.dev.aws.account import Credentials
 from broker_core.dev.wiring import clients_for
 from broker_core.inject.call import BrokeredResponse, Call
 from broker_core.intake import Receipt
@@ -158,7 +160,7 @@ def settings_for(
     database_url: str, queue_url: str, claims_url: str, aws: AwsDouble, upstream: SampleUpstream
 ) -> dict[str, str]:
     """The environment of a process on these servers."""
-    credentials = aws.account(OUR_ACCOUNT).service_credentials(f"broker-{uuid4().hex}")  # a double outlives a test
+    credentials = _service_credentials(aws)
     return {
         "BROKER_DATABASE_URL": database_url,
         "BROKER_REDIS_URL": queue_url,
@@ -172,6 +174,17 @@ def settings_for(
         "AWS_SECRET_ACCESS_KEY": credentials.secret_access_key,
         "AWS_EC2_METADATA_DISABLED": "true",
     }
+
+
+#: of each double: to make a user takes longer than most tests
+_users: WeakKeyDictionary[AwsDouble, Credentials] = WeakKeyDictionary()
+
+
+def _service_credentials(aws: AwsDouble) -> Credentials:
+    """What the broker's processes run with, on this double."""
+    if aws not in _users:
+        _users[aws] = aws.account(OUR_ACCOUNT).service_credentials(f"broker-{uuid4().hex}")
+    return _users[aws]
 
 
 @contextmanager

@@ -96,16 +96,17 @@ _idle: list[FastAPI] = []
 
 
 def _undressed(closing: ExitStack) -> FastAPI:
-    """An application on no surface, back among the idle ones at the end unless the test gave it routes of its own."""
+    """An application on no surface, back among the idle ones at the end, without what the test gave it."""
     api = _idle.pop() if _idle else routed()
     routes = list(api.router.routes)
 
     def give_back() -> None:
-        if api.router.routes == routes:
-            api.state = State()
-            api.user_middleware.clear()
-            api.middleware_stack = None
-            _idle.append(api)
+        api.router.routes[:] = routes
+        api.openapi_schema = None
+        api.state = State()
+        api.user_middleware.clear()
+        api.middleware_stack = None
+        _idle.append(api)
 
     closing.callback(give_back)
     return api

@@ -25,11 +25,10 @@ def store(request: pytest.FixtureRequest, which_database: str) -> Iterator[Any]:
     if request.param == "fake":
         yield FakeStore(lambda: datetime.now(UTC))
         return
-    from broker_core.adapters.store import Database, Store
+    from broker_core.adapters.store import Store
 
-    database = Database(request.getfixturevalue(which_database))
-    yield Store(database)
-    database.close()
+    request.getfixturevalue(which_database)
+    yield Store(request.getfixturevalue("kept_database"))
 
 
 def _workspace(store: Any) -> str:

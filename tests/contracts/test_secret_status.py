@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from itertools import product
 from typing import Any
 from uuid import UUID, uuid4
 
-import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -32,19 +31,11 @@ _FACTS = tuple(SecretFacts.__dataclass_fields__)
 _ONE = f"SELECT {STATUS} AS status FROM (SELECT {', '.join(f'%({name})s AS {name}' for name in _FACTS)}) facts"
 
 
-@pytest.fixture
-def database(database_url: str) -> Iterator[Database]:
-    """This worker's database."""
-    database = Database(database_url)
-    yield database
-    database.close()
-
-
-def test_every_combination_of_facts(database: Database) -> None:
+def test_every_combination_of_facts(kept_database: Database) -> None:
     """The whole table of 64."""
     for values in product((False, True), repeat=len(_FACTS)):
         facts = dict(zip(_FACTS, values, strict=True))
-        ((row,),) = [database.run("test", _ONE, facts)]
+        ((row,),) = [kept_database.run("test", _ONE, facts)]
         assert row.status == status_of(SecretFacts(**facts)).value, facts
 
 
@@ -133,9 +124,9 @@ _BEGINNINGS: list[list[str]] = [
 
 @settings(max_examples=60)
 @given(beginning=st.sampled_from(_BEGINNINGS), rest=st.lists(st.sampled_from(sorted(STEPS)), max_size=5))
-def test_generated_rows(database: Database, beginning: list[str], rest: list[str]) -> None:
+def test_generated_rows(kept_database: Database, beginning: list[str], rest: list[str]) -> None:
     """Whatever happens to a secret, both stores show it alike; the fake asks ``status_of``."""
-    worlds = World(FakeStore(lambda: datetime.now(UTC))), World(Store(database))
+    worlds = World(FakeStore(lambda: datetime.now(UTC))), World(Store(kept_database))
     for step in [*beginning, *rest]:
         for world in worlds:
             STEPS[step](world)

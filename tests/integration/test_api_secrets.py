@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -13,6 +15,7 @@ import pytest
 import sqlalchemy
 from structlog.testing import capture_logs
 
+from broker_core.adapters.store import Database
 from broker_core.errors import KeyState
 from broker_core.events import _DATA_FIELDS
 from broker_core.model import FoundBy, SecretStatus
@@ -128,18 +131,23 @@ class TestCreate:
         assert look(web, secret_id)["status"] == "active"
 
 
+PATIENCE = "SET lock_timeout = '60s'; SET statement_timeout = '60s'"
 #: the locks of this database that are of our own choosing
 HELD = """
     pg_locks WHERE locktype = 'advisory' AND granted
     AND database = (SELECT oid FROM pg_database WHERE datname = current_database())"""
 
 
-def wait_long(web: Web) -> None:
+@contextmanager
+def patience(web: Web) -> Iterator[None]:
     """Let statements wait for a lock until a slow machine has done all that this takes."""
-    engine = web.live.app.store._database._engine
-    patience = "SET lock_timeout = '60s'; SET statement_timeout = '60s'"
-    sqlalchemy.event.listen(engine, "connect", lambda connection, _: connection.execute(patience))
-    engine.dispose()
+    store = web.live.app.store
+    usual, own = store._database, Database(web.live.environment["BROKER_DATABASE_URL"])
+    sqlalchemy.event.listen(own._engine, "connect", lambda connection, _: connection.execute(PATIENCE))
+    store._database = own
+    yield
+    store._database = usual
+    own.close()
 
 
 class TestIdempotency:
@@ -184,8 +192,7 @@ class TestIdempotency:
 
     def test_in_flight(self, web: Web, clean_database: str) -> None:
         """While the first is being served its repeat is a conflict, at once; then it is answered like the first."""
-        wait_long(web)
-        with psycopg.connect(plain(clean_database)) as other, ThreadPoolExecutor(1) as pool:
+        with patience(web), psycopg.connect(plain(clean_database)) as other, ThreadPoolExecutor(1) as pool:
             other.execute("SELECT 1 FROM workspaces WHERE id = %s FOR UPDATE", (web.live.workspace,))
             first = pool.submit(create, web, "k-1")
             wait_until(lambda: other.execute(f"SELECT pid FROM {HELD}").fetchall(), what="the first request's lock")
@@ -198,9 +205,8 @@ class TestIdempotency:
 
     def test_a_broken_one_leaves_nothing_locked(self, web: Web, clean_database: str) -> None:
         """A request whose connection dies in the middle does not lock its key."""
-        wait_long(web)
         cut = f"SELECT pg_terminate_backend(pid) FROM {HELD}"
-        with psycopg.connect(plain(clean_database)) as other, ThreadPoolExecutor(1) as pool:
+        with patience(web), psycopg.connect(plain(clean_database)) as other, ThreadPoolExecutor(1) as pool:
             other.execute("SELECT 1 FROM workspaces WHERE id = %s FOR UPDATE", (web.live.workspace,))
             first = pool.submit(create, web, "k-1")
             wait_until(lambda: other.execute(cut).fetchall(), what="the first request's lock")

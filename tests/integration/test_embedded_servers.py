@@ -7,7 +7,7 @@ import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ import redis
 from broker_core.dev import children, places
 from broker_core.dev.postgres import Postgres
 from broker_core.dev.valkey import Valkey
-from tests.databases import empty, plain
+from tests.databases import plain
 from tests.waiting import wait_until
 
 
@@ -281,10 +281,10 @@ class TestCleanDatabase:
         """A test gets every table of the schema, empty."""
         assert _ask(clean_database, "SELECT count(*) FROM workspaces") == 0
 
-    def test_emptying_removes_rows(self, clean_database: str) -> None:
+    def test_emptying_removes_rows(self, clean_database: str, empty: Callable[[], None]) -> None:
         """What a test leaves is gone before the next one."""
         _do(clean_database, "CREATE TABLE left_over AS SELECT 7 AS n")
-        empty(clean_database)
+        empty()
         left = _ask(clean_database, "SELECT count(*) FROM left_over")
         _do(clean_database, "DROP TABLE left_over")
         assert left == 0

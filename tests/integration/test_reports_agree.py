@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from random import Random
@@ -175,13 +175,11 @@ class History:
 
 
 @pytest.fixture(params=range(3))
-def history(request: pytest.FixtureRequest, clean_database: str) -> Iterator[History]:
-    database = Database(clean_database)
-    store = Store(database)
+def history(request: pytest.FixtureRequest, clean_database: str, kept_database: Database) -> History:
+    store = Store(kept_database)
     workspace = f"ws_{uuid4().hex}"
     store.put_workspace(workspace, "enterprise")
-    yield History(store, workspace, Random(request.param))
-    database.close()
+    return History(store, workspace, Random(request.param))
 
 
 def test_reports_agree(history: History) -> None:

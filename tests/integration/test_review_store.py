@@ -30,13 +30,11 @@ _ROUNDS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.fixture
-def store(clean_database: str) -> Iterator[Store]:
+def store(clean_database: str, kept_database: Database) -> Store:
     """A store with one workspace."""
-    database = Database(clean_database)
-    store = Store(database)
+    store = Store(kept_database)
     store.put_workspace(WORKSPACE, "enterprise")
-    yield store
-    database.close()
+    return store
 
 
 @pytest.mark.parametrize("round_", _ROUNDS)
