@@ -43,8 +43,8 @@ time; ``bootstrap.py`` wires them. Errors and who reacts to each: ``errors.py``.
     wiring      bootstrap; settings, settings_checks; observability (logs, traces and metrics of a process)
     use cases   intake, custody, inject/, sweep, byok (canary, verification), byok_setup, administer, reports, proof,
                 reencrypt, cloudtrail, notifications, rates (how much one workspace may ask for)
-    nouns       model, injection, events, audit, errors, secret, pages, signals; ports/; telemetry (names of spans
-                and log lines)
+    nouns       model, injection, events, audit, errors, secret, pages, signals, queues (their names); ports/; telemetry
+                (names of spans and log lines)
     pure        context, envelope, policies, advice, revocation, export, proof_document, proof_page, notice_signature,
                 trail_calls, aws_names, setup_documents/
     adapters/   PostgreSQL, Redis, KMS and STS, the way out to upstreams, the webhook: each behind a port
