@@ -9,47 +9,26 @@ import signal
 import stat
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
-from broker_core.dev.serve import written
-from broker_core.dev.stack import LocalStack
+from broker_core.cli import main
+from broker_core.dev import serve
+from broker_core.dev.aws import CustomerAccount, fresh_account_id
+from broker_core.dev.stack import OUR_ACCOUNT, LocalStack, webhook_environment
+from tests.strangers import bare_environment, temporary
 from tests.waiting import wait_until
 
 ROOT = Path(__file__).parents[2]
 BROKER = [sys.executable, "-m", "broker_core.cli"]
 
 
-def bare_environment(tmp_path: Path) -> dict[str, str]:
-    """A person's shell with an empty home, and no settings."""
-    return {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
-
-
-@pytest.fixture
-def temporary() -> Iterator[Path]:
-    """A directory for temporary files, under a name that is short enough for sockets below it."""
-    with tempfile.TemporaryDirectory(prefix="demo") as directory:
-        os.chmod(directory, 0o755)  # as root PostgreSQL runs as nobody, and has to come through
-        yield Path(directory)
-
-
-def stopped(words: list[str], ready: str, number: signal.Signals, temporary: Path) -> None:
-    """Start a command of the local stack, and end it with a signal once it has printed this."""
-    process = subprocess.Popen(
-        [*BROKER, *words],
-        cwd=ROOT,
-        env=bare_environment(temporary / "home") | {"TMPDIR": str(temporary), "PYTHONUNBUFFERED": "1"},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    with process:
-        assert process.stdout is not None
-        assert any(ready in line for line in process.stdout)
-        process.send_signal(number)
-        process.stdout.read()
+ENDINGS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+each_ending = pytest.mark.parametrize("number", ENDINGS)
 
 
 @pytest.fixture(scope="module")
@@ -72,18 +51,64 @@ def steps(document: dict[str, object]) -> dict[str, dict[str, str]]:
 
 
 class TestStopped:
-    """A local stack that is ended from outside."""
+    """A local stack that is ended from outside. That a stack leaves nothing at all is seen where README's is ended."""
 
-    @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-    def test_a_demo_leaves_nothing(self, temporary: Path, number: signal.Signals) -> None:
-        """^C, or a supervisor's signal, in the middle of the story."""
-        stopped(["demo"], "secret.created", number, temporary)
-        assert list(temporary.iterdir()) == []
+    @pytest.mark.parametrize(
+        ("number", "line"),
+        [(signal.SIGINT, "The Procfile's"), (signal.SIGTERM, "A secret.created event")],
+        ids=["while processes start", "in the middle"],
+    )
+    def test_a_demo_leaves_nothing(self, tmp_path: Path, number: signal.Signals, line: str) -> None:
+        """^C while its processes start, or a supervisor's signal in the middle of the story."""
+        with temporary() as directory:
+            process = subprocess.Popen(
+                [*BROKER, "demo"],
+                cwd=ROOT,
+                env=bare_environment(tmp_path) | {"TMPDIR": str(directory), "PYTHONUNBUFFERED": "1"},
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            with process:
+                assert process.stdout is not None
+                assert any(line in each for each in process.stdout)
+                process.send_signal(number)
+                assert "every step was seen" not in process.stdout.read()
+            assert list(directory.iterdir()) == []
 
-    def test_a_stack_leaves_nothing(self, temporary: Path) -> None:
-        """A closed terminal takes the file of settings with it, too."""
-        stopped(["dev", "--env-file", str(temporary / "env")], "^C ends it", signal.SIGHUP, temporary)
-        assert list(temporary.iterdir()) == []
+    @each_ending
+    def test_every_signal_unwinds_the_story(self, number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+        """What ^C does to a demo, a supervisor's signal and a closed terminal do, too."""
+        came = []
+
+        def play(**_: object) -> None:
+            try:
+                signal.raise_signal(number)
+            except KeyboardInterrupt:
+                came.append(number)
+                raise
+
+        monkeypatch.setattr("broker_core.dev.demo.play", play)
+        before = {each: signal.getsignal(each) for each in ENDINGS}
+        try:
+            ended = CliRunner().invoke(main, ["demo"])
+        finally:
+            for each, handler in before.items():
+                signal.signal(each, handler)
+        assert (came, ended.exit_code) == ([number], 1)
+
+    def test_every_signal_ends_a_stack(
+        self, stack: LocalStack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """^C, a supervisor's signal or a closed terminal: the file of settings is there until then, and then gone."""
+        stack.environment = {**stack.environment, **webhook_environment()}
+        monkeypatch.setattr(serve.LocalStack, "start", lambda **_: nullcontext(stack))
+        monkeypatch.setattr(serve, "PROGRAMS", {})
+        monkeypatch.setattr(stack, "customer", partial(_customer, stack))
+        path = tmp_path / "env"
+        for number in ENDINGS:
+            seen: list[bool] = []
+            serve.serve(path, partial(_interrupt, number, path, seen))
+            assert (seen, path.exists()) == ([True], False), number.name
 
     def test_the_settings_are_for_their_owner_alone(self, tmp_path: Path) -> None:
         """Whatever was at the path: a file that others could read, or a link to one."""
@@ -91,10 +116,22 @@ class TestStopped:
         theirs.write_text("theirs")
         link = tmp_path / "env"
         link.symlink_to(theirs)
-        with written(link, {"NAME": "value"}):
+        with serve.written(link, {"NAME": "value"}):
             assert stat.S_IMODE(link.lstat().st_mode) == 0o600
             assert link.read_text() == "NAME=value\n"
         assert theirs.read_text() == "theirs"
+
+
+def _customer(stack: LocalStack, external_id: str) -> CustomerAccount:
+    """One of an account of their own: the double may have the stack's usual one already."""
+    return CustomerAccount(stack.aws.account(fresh_account_id()), OUR_ACCOUNT, external_id)
+
+
+def _interrupt(number: signal.Signals, path: Path, seen: list[bool], line: str) -> None:
+    """A signal, once the stack says that it runs."""
+    if "^C ends it" in line:
+        seen.append(path.exists())
+        signal.raise_signal(number)
 
 
 class TestDemo:

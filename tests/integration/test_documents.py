@@ -31,6 +31,7 @@ from broker_core.settings import Settings
 from tests.curl import stand_in
 from tests.databases import plain
 from tests.live import Live
+from tests.strangers import bare_environment, temporary
 from workers.custody import RECONCILE
 from workers.notify import DELIVERIES, ROTATIONS
 from workers.sweeper import CHECKS, MOVES, PROBES, PROOFS, REFUSALS
@@ -97,20 +98,27 @@ class TestCommands:
         ]
 
     def test_try_it(self, tmp_path: Path) -> None:
-        """README's two shells: stack, event, token, two injections, a revocation, the refusal, the owner's lists."""
+        """README's two shells: stack, event, token, two injections, a revocation, the refusal, the owner's lists. A
+        terminal that is closed ends the stack, which leaves nothing and takes the file of settings with it, too."""
         first, *second = blocks(README.partition("## Try it")[2], "sh")
         executable, *words = first.replace("/tmp/", f"{tmp_path}/").split()
         assert executable == ".venv/bin/broker"
-        stack = Child([sys.executable, "-P", "-m", "broker_core.cli", *words], ready=b"^C ends it", last_signal="TERM")
-        try:
-            stack.wait_ready(PATIENCE)
-            (port,) = set(re.findall(r"https://localhost:([0-9]+) ", stack.output))
-            script = "\n".join(second).replace("/tmp/", f"{tmp_path}/")
-            if shutil.which("curl") is None:
-                stand_in(tmp_path)
-            done = _shell(re.sub(r"localhost:[0-9]+", f"localhost:{port}", script, count=1), tmp_path)
-        finally:
-            stack.stop("TERM", PATIENCE)
+        with temporary() as directory:
+            environment = {**bare_environment(tmp_path / "home"), "TMPDIR": str(directory)}
+            command = [sys.executable, "-P", "-m", "broker_core.cli", *words]
+            stack = Child(command, ready=b"^C ends it", last_signal="TERM", environment=environment)
+            try:
+                stack.wait_ready(PATIENCE)
+                (port,) = set(re.findall(r"https://localhost:([0-9]+) ", stack.output))
+                script = "\n".join(second).replace("/tmp/", f"{tmp_path}/")
+                if shutil.which("curl") is None:
+                    stand_in(tmp_path)
+                done = _shell(re.sub(r"localhost:[0-9]+", f"localhost:{port}", script, count=1), tmp_path)
+            finally:
+                stack.stop("HUP", PATIENCE)
+            assert stack.output.endswith("stopping\n")
+            assert list(directory.iterdir()) == [], "the stack left something"
+        assert not (tmp_path / "broker.env").exists(), "the stack left its settings"
         assert done.returncode == 0, done.stderr
         assert "\nstored\n" in done.stderr
         assert '"status": 200' in done.stdout
@@ -118,7 +126,6 @@ class TestCommands:
         assert done.stdout.count("Bearer «redacted:secret.sample»") == 2
         assert "refused, exit code 1" in done.stdout
         assert "key_disabled, AWS said DisabledException" in done.stdout
-        assert not (tmp_path / "broker.env").exists()
 
     def test_producing_from_python(self, live: Live) -> None:
         """The Python door of docs/producers.md takes an event."""
