@@ -7,6 +7,7 @@ random number. (An import takes longer than the rest of a start.)
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -64,6 +65,8 @@ def run(queues: Sequence[str], processes: int, threads: int, setup: str = "worke
     from workers.main import check
 
     check(os.environ)
+    # the collector goes through what was imported in none of the processes: they would each get a copy of it
+    gc.freeze()
     # what dramatiq executes to start again (SIGHUP)
     sys.argv = [sys.executable, *sys.orig_argv[1:]]
     line = [
