@@ -1,5 +1,7 @@
 """Many events at once on a stack with real processes, and what became of them.
 
+Tests share a stack: each looks at the events of its own workspace.
+
 Time is moved in the rows instead of waited for: an attempt that never reports back is rung for again after a minute,
 here after two seconds.
 """
@@ -23,7 +25,6 @@ from broker_core import events
 from broker_core.bootstrap import App
 from broker_core.dev.aws import CustomerAccount, fresh_account_id
 from broker_core.dev.stack import OUR_ACCOUNT, LocalStack
-from broker_core.dev.wiring import app_on
 from broker_core.errors import Unavailable
 from broker_core.inject.call import Call
 from broker_core.intake import Receipt
@@ -36,9 +37,15 @@ NAMES, VERSIONS = 10, 20
 #: how many have ended in the middle; and how many are not sent before it is seen
 SOME = NAMES * VERSIONS // 5
 _SOONER = """
-    UPDATE secret_events SET ring_at = now() + interval '2 seconds'
-    WHERE ended_at IS NULL AND ring_at > now() + interval '2 seconds'"""
-_STATES = "SELECT state, count(*) FROM secret_events GROUP BY state"
+    WITH sooner AS (
+        UPDATE secret_events SET ring_at = now() + interval '2 seconds'
+        WHERE workspace_id = %(workspace)s AND ended_at IS NULL AND ring_at > now() + interval '2 seconds')
+    SELECT count(*) FROM secret_events WHERE workspace_id = %(workspace)s AND ended_at IS NOT NULL"""
+_STATES = "SELECT state, count(*) FROM secret_events WHERE workspace_id = %(workspace)s GROUP BY state"
+_ENDED = "SELECT count(*) FROM secret_events WHERE workspace_id = %(workspace)s AND ended_at IS NOT NULL"
+_BLOBS = """
+    SELECT name, version, cipher FROM broker_secrets
+    WHERE workspace_id = %(workspace)s AND blob IS NOT NULL ORDER BY name"""
 
 
 class Flood:
@@ -77,7 +84,7 @@ class Flood:
     def wait_for_the_middle(self) -> None:
         """Return once a fifth has ended; the rest is in flight or not sent yet."""
         try:
-            wait_until(lambda: self.ended() >= SOME, deadline_seconds=60, what="a fifth of the events")
+            wait_until(lambda: self.ended() >= SOME, deadline_seconds=60, every_seconds=0.05, what="a fifth of them")
         finally:
             self._is_middle.set()
 
@@ -85,21 +92,21 @@ class Flood:
         """How many events ended in which state, once all have."""
 
         def over() -> bool:
-            self.sql(_SOONER)
-            return self.ended() >= total
+            ((ended,),) = self.sql(_SOONER)
+            return int(ended) >= total
 
-        wait_until(over, deadline_seconds=120, every_seconds=0.1, what="the end of every event")
+        wait_until(over, deadline_seconds=120, every_seconds=0.25, what="the end of every event")
         return Counter(dict(self.sql(_STATES)))
 
     def ended(self) -> int:
         """How many events have ended."""
-        ((ended,),) = self.sql("SELECT count(*) FROM secret_events WHERE ended_at IS NOT NULL")
+        ((ended,),) = self.sql(_ENDED)
         return int(ended)
 
     def sql(self, statement: LiteralString, values: Mapping[str, Any] | None = None) -> list[tuple[Any, ...]]:
-        """One statement, on a connection of its own."""
+        """One statement, on a connection of its own; ``workspace`` is among the values."""
         with psycopg.connect(plain(self.stack.postgres.url), autocommit=True) as connection:
-            cursor = connection.execute(statement, values)
+            cursor = connection.execute(statement, {"workspace": self.workspace, **(values or {})})
             return cursor.fetchall() if cursor.description else []
 
     def statuses(self) -> dict[str, SecretStatus]:
@@ -119,8 +126,7 @@ class Flood:
         states = self.wait_for_the_end()
         assert set(states) <= {"stored", "superseded"}
         assert states.total() == NAMES * VERSIONS
-        blobs = self.sql("SELECT name, version, cipher FROM broker_secrets WHERE blob IS NOT NULL ORDER BY name")
-        assert blobs == sorted((f"secret-{n}", VERSIONS, "kms") for n in range(NAMES))
+        assert self.sql(_BLOBS) == sorted((f"secret-{n}", VERSIONS, "kms") for n in range(NAMES))
         for n in range(NAMES):
             assert self.injected(f"secret-{n}") == self.values[f"secret-{n}", VERSIONS]
 
@@ -145,13 +151,18 @@ class Flood:
         }
 
 
+def keep_running(stack: LocalStack, *programs: str) -> None:
+    """Start those that do not run: the file's first test, and who comes after one that ended them."""
+    stack.run(*(name for name in programs if name not in stack.programs or not stack.programs[name].alive))
+
+
 @contextmanager
-def flooding(stack: LocalStack, *programs: str) -> Iterator[Flood]:
+def flooding(stack: LocalStack, app: App, *programs: str) -> Iterator[Flood]:
     """Processes that work, while two hundred events are on their way in: the block begins in the middle. After it every
     event must have been accepted and have ended, and the highest versions must have won."""
-    with app_on(stack) as app, ThreadPoolExecutor(1) as background:
+    with ThreadPoolExecutor(1) as background:
         flood = Flood(stack, app)
-        stack.run(*programs)
+        keep_running(stack, *programs)
         publishing = background.submit(flood.publish_all)
         flood.wait_for_the_middle()
         yield flood

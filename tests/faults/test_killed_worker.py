@@ -7,6 +7,7 @@ import signal
 import subprocess
 from pathlib import Path
 
+from broker_core.bootstrap import App
 from broker_core.dev.aws import Fault
 from broker_core.dev.children import Child
 from broker_core.dev.stack import LocalStack
@@ -26,10 +27,10 @@ def children_of(child: Child) -> list[int]:
     return [int(line) for line in found.stdout.split()]
 
 
-def test_a_working_process(stack: LocalStack) -> None:
+def test_a_working_process(stack: LocalStack, app: App) -> None:
     """When the process that works is killed, the master ends with it, and a restarted worker finishes everything."""
     stack.aws.faults.add(SLOW)
-    with flooding(stack, "worker", "scheduler"):
+    with flooding(stack, app, "worker", "scheduler"):
         killed = stack.programs["worker"]
         working = children_of(killed)
         assert working
@@ -39,10 +40,10 @@ def test_a_working_process(stack: LocalStack) -> None:
         stack.run("worker")
 
 
-def test_the_master(stack: LocalStack) -> None:
+def test_the_master(stack: LocalStack, app: App) -> None:
     """When the master is killed, what it leaves behind and a new worker do not get into each other's way."""
     stack.aws.faults.add(SLOW)
-    with flooding(stack, "worker", "scheduler"):
+    with flooding(stack, app, "worker", "scheduler"):
         orphaned = stack.programs["worker"]
         orphaned.signal("KILL")
         stack.run("worker")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from broker_core.bootstrap import App
 from broker_core.dev.aws import Fault
 from broker_core.dev.stack import LocalStack
-from broker_core.dev.wiring import app_on
 from tests.faults.flood import Flood
 from tests.waiting import wait_until
 
@@ -20,18 +20,17 @@ _STORED_BESIDE = """
 _ENDED = "SELECT count(*) FROM secret_events WHERE workspace_id = %(quiet)s AND ended_at IS NOT NULL"
 
 
-def test_a_neighbour_is_stored_while_another_hangs(stack: LocalStack) -> None:
+def test_a_neighbour_is_stored_while_another_hangs(stack: LocalStack, app: App) -> None:
     """With one customer's key silent and more of its events waiting than there are threads, another's event is stored
     before any of those that hang has given up."""
-    with app_on(stack) as app:
-        noisy, quiet = Flood(stack, app), Flood(stack, app)
-        whose = {"noisy": noisy.workspace, "quiet": quiet.workspace}
-        stack.aws.faults.add(Fault("kms:Encrypt", key=noisy.key_arn, hang=True))
-        for number in range(MANY):
-            noisy.publish(f"secret-{number}", 1)
-        stack.run("worker")
-        wait_until(lambda: stack.aws.faults.hanging >= 4, what="uses that hang")
-        quiet.publish("secret-0", 1)
-        wait_until(lambda: quiet.sql(_ENDED, whose) == [(1,)], what="the neighbour's event")
-        assert stack.aws.faults.hanging > 0
-        assert quiet.sql(_STORED_BESIDE, whose) == [(1,)]
+    noisy, quiet = Flood(stack, app), Flood(stack, app)
+    whose = {"noisy": noisy.workspace, "quiet": quiet.workspace}
+    stack.aws.faults.add(Fault("kms:Encrypt", key=noisy.key_arn, hang=True))
+    for number in range(MANY):
+        noisy.publish(f"secret-{number}", 1)
+    stack.run("worker")
+    wait_until(lambda: stack.aws.faults.hanging >= 4, what="uses that hang")
+    quiet.publish("secret-0", 1)
+    wait_until(lambda: quiet.sql(_ENDED, whose) == [(1,)], what="the neighbour's event")
+    assert stack.aws.faults.hanging > 0
+    assert quiet.sql(_STORED_BESIDE, whose) == [(1,)]
