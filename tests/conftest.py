@@ -66,6 +66,12 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("ci" if os.environ.get("CI") else "default")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """``-n auto``: two for each processor. Half of the time a test waits: for a server, a process, a deadline."""
+    return 2 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2 * (os.cpu_count() or 1)
+
+
 def pytest_unconfigure(config: pytest.Config) -> None:
     """In the process that the developer started: stop the cluster, or leave a named server as it was."""
     cluster, run = config.stash.get(_cluster, None), config.stash.get(_run, None)
