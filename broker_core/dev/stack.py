@@ -53,6 +53,7 @@ class LocalStack:
     upstream: SampleUpstream
     environment: Mapping[str, str]
     programs: dict[str, Child] = field(default_factory=dict)
+    _started: list[Child] = field(default_factory=list, repr=False)
     _closing: ExitStack = field(default_factory=ExitStack, repr=False)
 
     @classmethod
@@ -89,7 +90,9 @@ class LocalStack:
             last_signal="TERM",
             environment=self.process_environment(),
         )
-        self._closing.callback(child.stop, "TERM")
+        if not self._started:
+            self._closing.callback(Child.stop_together, self._started, "TERM")
+        self._started.append(child)
         self.programs[name] = child
         return child
 
@@ -103,7 +106,7 @@ class LocalStack:
         return {**kept, **self.environment}
 
     def close(self) -> None:
-        """Stop everything, in reverse order."""
+        """Stop everything: the processes together, then the servers in reverse order."""
         self._closing.close()
 
     def __enter__(self) -> Self:
