@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -301,15 +302,18 @@ class TestOperating:
         }
 
 
-def _calls() -> Iterator[tuple[str, ast.Call]]:
+@cache
+def _calls() -> list[tuple[str, ast.Call]]:
     """Every call in what runs in production, with its file."""
-    for package in ("broker_core", "workers", "migrations"):
-        for path in sorted((ROOT / package).rglob("*.py")):
-            name = str(path.relative_to(ROOT))
-            if not name.startswith("broker_core/dev/"):
-                yield from (
-                    (name, node) for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)
-                )
+    files = [path for package in ("broker_core", "workers", "migrations") for path in (ROOT / package).rglob("*.py")]
+    named = [(str(path.relative_to(ROOT)), path) for path in sorted(files)]
+    return [
+        (name, node)
+        for name, path in named
+        if not name.startswith("broker_core/dev/")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+    ]
 
 
 def _called(node: ast.expr) -> str:
