@@ -178,16 +178,16 @@ def _reconcile(app: Any) -> dict[str, Any]:
 def _reachable(app: Any, inverted: str, plant: bool = False) -> dict[str, Any]:
     """How many objects that Python can reach hold a value. It comes inverted, so that asking does not plant it."""
     needle = bytes(255 - byte for byte in bytes.fromhex(inverted))
+    text = needle.decode()
     planted = [needle + b"."] if plant else []
     gc.collect()
-    seen = {id(needle)}
+    seen = {id(needle), id(text)}
     count = 0
     for container in gc.get_objects():
         for held in gc.get_referents(container):
-            if id(held) not in seen and isinstance(held, bytes | bytearray | str):
+            if isinstance(held, bytes | bytearray | str) and id(held) not in seen:
                 seen.add(id(held))
-                text = held.encode("utf-8", "replace") if isinstance(held, str) else held
-                count += needle in text
+                count += (text if isinstance(held, str) else needle) in held
     del planted
     return {"count": count}
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
@@ -23,8 +23,13 @@ from broker_core.secret import Plaintext
 from tests import key_uses
 from tests.driver import Driver
 from tests.key_uses import KEY_USES, VALUE, environment, stream
-from tests.live import AGENT, Live
+from tests.live import AGENT, Live, settings_for
 from tests.web import Web
+
+if TYPE_CHECKING:
+    from broker_core.dev.aws import AwsDouble
+    from broker_core.dev.upstream import SampleUpstream
+    from tests.databases import KeptRedis
 
 
 class Buffers:
@@ -401,7 +406,20 @@ def test_a_disabled_key_ends_the_very_next_injection(stored: Live) -> None:
     assert refused.value.reason == "key_disabled"
 
 
-def test_no_object_that_python_can_reach_holds_the_value_after_its_use(live: Live) -> None:
+@pytest.fixture(scope="module")
+def driver(
+    database_url: str,
+    _queue_server: KeptRedis,
+    _claims_server: KeptRedis,
+    aws: AwsDouble,
+    _upstream_server: SampleUpstream,
+) -> Iterator[Driver]:
+    """A process of ours on this worker's servers."""
+    with Driver(settings_for(database_url, _queue_server.url, _claims_server.url, aws, _upstream_server)) as started:
+        yield started
+
+
+def test_no_object_that_python_can_reach_holds_the_value_after_its_use(live: Live, driver: Driver) -> None:
     """In a process that injected a value, buffered and streamed, to the end and not, a walk through everything the
     collector knows finds it nowhere."""
     value = f"sentinel-{uuid4().hex}".encode()
@@ -415,25 +433,23 @@ def test_no_object_that_python_can_reach_holds_the_value_after_its_use(live: Liv
         "url": f"https://{live.target}/echo",
         "secret": "github",
     }
-    with Driver(live.environment) as driver:
-        assert driver("send", call=call)["status"] == 200
-        assert [driver("stream", call=call, pieces=pieces)["status"] for pieces in (None, 1, 0)] == [200] * 3
-        left = driver("reachable", inverted=inverted)
-        planted = driver("reachable", inverted=inverted, plant=True)
+    assert driver("send", call=call)["status"] == 200
+    assert [driver("stream", call=call, pieces=pieces)["status"] for pieces in (None, 1, 0)] == [200] * 3
+    left = driver("reachable", inverted=inverted)
+    planted = driver("reachable", inverted=inverted, plant=True)
 
     assert (left, planted) == ({"count": 0}, {"count": 1})
 
 
-def test_nor_after_it_came_over_http(live: Live) -> None:
+def test_nor_after_it_came_over_http(live: Live, driver: Driver) -> None:
     """In a process that took it in by its own endpoint, was refused it by the same, and injected it by another."""
     value = f"sentinel-{uuid4().hex}".encode()
     live.connect(live.customer())
     inverted = bytes(255 - byte for byte in value).hex()
     asked = {"inverted": inverted, "workspace": live.workspace, "agent": AGENT, "target": live.target}
-    with Driver(live.environment) as driver:
-        assert driver("over_http", **asked) == {"statuses": [202, 409, 422, 400, 200]}
-        left = driver("reachable", inverted=inverted)
-        planted = driver("reachable", inverted=inverted, plant=True)
+    assert driver("over_http", **asked) == {"statuses": [202, 409, 422, 400, 200]}
+    left = driver("reachable", inverted=inverted)
+    planted = driver("reachable", inverted=inverted, plant=True)
 
     assert (left, planted) == ({"count": 0}, {"count": 1})
 
