@@ -22,7 +22,7 @@ import secrets
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import ExitStack, closing
 from copy import copy
 from pathlib import Path
@@ -107,12 +107,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.allow_hosts(THIS_MACHINE))
 
 
-def pytest_collection_finish() -> None:
-    """What was imported and collected stays to the end: the garbage collector need not go through it again and again
-    (a tenth of a worker's time)."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 100)
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_collection() -> Generator[None, Any, Any]:
+    """What is imported and collected stays to the end: the garbage collector goes through it neither meanwhile, which
+    was two fifths of the time that this takes, nor again and again afterwards."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
+        gc.set_threshold(100_000, 20, 100)
 
 
 @pytest.fixture(autouse=True)
