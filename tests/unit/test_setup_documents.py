@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import yaml
-from cfnlint.api import lint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,6 +80,8 @@ class TestCloudFormation:
     @each_wish
     def test_it_is_clean(self, wish: dict[str, Any]) -> None:
         """cfn-lint finds neither an error nor anything to warn about."""
+        from cfnlint.api import lint  # here: half a second, which every process that collects the tests would pay
+
         assert lint(setup(**wish).text(Format.CLOUDFORMATION)) == []
 
     def test_deleting_the_stack_keeps_the_key(self) -> None:
