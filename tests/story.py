@@ -43,11 +43,16 @@ VALUES: dict[str, tuple[Callable[[str], Sentinel], str, str | None]] = {
     "refused": (text_sentinel, "bearer", None),
     "expired": (text_sentinel, "bearer", None),
 }
-#: said again at each look, else it is due in minutes: a check that was under way may write its time after ours, and one
+#: said again at each look, else it is due in an hour: a check that was under way may write its time after ours, and one
 #: that found the key's slots taken by a probe waits for the end of its lease
 _CHECK_IS_DUE = (
     "UPDATE broker_secrets SET checked_at = NULL, check_lease_until = NULL WHERE name = 'bearer' RETURNING id"
 )
+_UNCHECKED_ARE_DUE = """
+    UPDATE broker_secrets s SET checked_at = NULL, check_lease_until = NULL
+    WHERE blob IS NOT NULL AND cipher = 'kms'
+        AND NOT EXISTS (SELECT FROM audit_log WHERE secret_id = s.id AND purpose = 'check' AND outcome = 'ok')
+    RETURNING id"""
 
 
 class Story:
@@ -188,18 +193,18 @@ class Story:
         assert self.send("bearer", "/gzip")["status"] == 200
 
     def rotated_and_swept(self) -> None:
-        """A rotation, then a probe and a check of it by the sweeper."""
+        """A rotation, then a probe, and a check of each secret by the sweeper."""
         self.stored("bearer", self.rotated.value, version=2)
         self.sql("UPDATE byok_connections SET next_probe_at = now() RETURNING id")  # else a minute after connecting
         wait_until(
             lambda: (
-                self.sql(_CHECK_IS_DUE)
+                not self.sql(_UNCHECKED_ARE_DUE)
                 and self.sql("SELECT id FROM audit_log WHERE purpose = 'probe' AND outcome = 'ok'")
                 and self.sql("SELECT id FROM audit_log WHERE purpose = 'check' AND outcome = 'ok'")
             ),
             deadline_seconds=60,
-            every_seconds=0.1,
-            what="a probe and a check",
+            every_seconds=0.2,
+            what="a probe, and a check of each",
         )
 
     def customer_refuses(self) -> None:
