@@ -22,6 +22,7 @@ from broker_core.dev.aws import AwsDouble
 from broker_core.dev.children import Child
 from broker_core.dev.tokens import LocalTokens, mint
 from broker_core.dev.upstream import SampleUpstream
+from broker_core.dev.valkey import Valkey
 from broker_core.settings import Settings
 from tests.live import settings_for
 from tests.waiting import wait_until
@@ -46,11 +47,15 @@ def settings_on(environment: dict[str, str], tokens: LocalTokens) -> dict[str, s
 
 @pytest.fixture(scope="module")
 def served(
-    database_url: str, _queue_server: str, _claims_server: str, aws: AwsDouble, _upstream_server: SampleUpstream
+    database_url: str, aws: AwsDouble, _upstream_server: SampleUpstream
 ) -> Iterator[tuple[dict[str, str], Child]]:
     """The settings of a web process, and the process: one for all tests that leave it as it was."""
-    with LocalTokens.start() as tokens:
-        servers = settings_for(database_url, _queue_server, _claims_server, aws, _upstream_server)
+    with (
+        Valkey.start(persistent=True) as queue,
+        Valkey.start(persistent=False) as claims,
+        LocalTokens.start() as tokens,
+    ):
+        servers = settings_for(database_url, queue.url, claims.url, aws, _upstream_server)
         environment = settings_on(servers, tokens)
         with running(environment) as child:
             yield environment, child
