@@ -68,8 +68,10 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers() -> int:
-    """``-n auto``: two for each processor. Half of the time a test waits: for a server, a process, a deadline."""
-    return 2 * len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2 * (os.cpu_count() or 1)
+    """``-n auto``: two for each processor, since a test waits half of its time for a server, a process, a deadline. No
+    more than eight: a Redis that is named has sixteen databases, and each worker takes two."""
+    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(2 * processors, 8)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
