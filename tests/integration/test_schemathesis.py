@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import wraps
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hypothesis import HealthCheck, settings
 from schemathesis.config import SchemathesisConfig
+from schemathesis.python import asgi
 from structlog.testing import capture_logs
 
 from tests.fitted import Workspace
@@ -32,9 +34,9 @@ from tests.web import Web, web_on
 DOCUMENT = Path(__file__).parents[2] / "docs" / "openapi.json"
 KEY = Ed25519PrivateKey.generate().private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
 SEED = 20_261_124
-#: requests in all; of them those that schemathesis makes of each schema's every bound, whatever one wants (1,861 when
+#: requests in all; of them those that schemathesis makes of each schema's every bound, whatever one wants (1,862 when
 #: this was written; a test adds them up)
-WANTED, AT_BOUNDS = 5_000, 1_800
+WANTED, AT_BOUNDS = 5_000, 1_860
 OPERATIONS = [
     operation["operationId"]
     for item in json.loads(DOCUMENT.read_text(encoding="utf-8"))["paths"].values()
@@ -88,9 +90,25 @@ class Served:
         await self.app(scope, receive, send)
 
 
+def remembered(look_up: Callable[..., Any]) -> Callable[..., Any]:
+    """What the configuration says of an operation: else it is put together anew several times for each request."""
+    found: dict[tuple[str | None, str | None], Any] = {}
+
+    @wraps(look_up)
+    def look_up_once(*, operation: Any = None, **phase: str | None) -> Any:
+        key = operation and operation.label, phase.get("phase")
+        if key not in found:
+            found[key] = look_up(operation=operation, **phase)
+        return found[key]
+
+    return look_up_once
+
+
 SERVED = Served()
 schema = schemathesis.openapi.from_path(DOCUMENT, config=SchemathesisConfig.from_dict(CONFIG))
 schema.app = SERVED
+for look_up in ("generation_for", "phases_for", "checks_config_for"):
+    setattr(schema.config, look_up, remembered(getattr(schema.config, look_up)))
 
 
 @dataclass
@@ -124,7 +142,20 @@ def no_value(search: Search) -> Any:
 
 
 @pytest.fixture
-def target(live_with: Any, way_out: Any, request: pytest.FixtureRequest) -> Iterator[Target]:
+def one_client(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One client for all requests of a test: schemathesis makes one for each, which looks for proxies of ours."""
+    client = asgi.get_client(SERVED)
+    client.trust_env = False
+
+    def without_cookies(*_of: Any, **_options: Any) -> asgi.ASGIClient:
+        client.cookies.clear()
+        return client
+
+    monkeypatch.setattr(asgi, "get_client", without_cookies)
+
+
+@pytest.fixture
+def target(live_with: Any, way_out: Any, request: pytest.FixtureRequest, one_client: None) -> Iterator[Target]:
     """One for each operation."""
     limits = {f"BROKER_RATE_{each}_PER_MINUTE": "1000000" for each in ("INJECT", "EVENTS", "OTHER")}
     live: Live = live_with({**limits, "BROKER_SIGNING_KEY": KEY}, upstream=way_out)
