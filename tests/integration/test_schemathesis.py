@@ -26,6 +26,7 @@ from schemathesis.config import SchemathesisConfig
 from schemathesis.python import asgi
 from structlog.testing import capture_logs
 
+from tests.drawn import INDEPENDENT
 from tests.fitted import Workspace
 from tests.live import AGENT, Live
 from tests.sentinel import Search, text_sentinel
@@ -187,7 +188,7 @@ def furnished(live: Live, value: str, *, with_key: bool) -> Workspace:
 
 
 @schema.parametrize()
-@settings(deadline=None, suppress_health_check=list(HealthCheck))
+@settings(deadline=None, suppress_health_check=list(HealthCheck), backend=INDEPENDENT)
 def test_operation(case: Any, target: Target) -> None:
     """No 5xx, no answer that the document does not describe, nothing let in that it does not allow, no value."""
     target.count += 1
