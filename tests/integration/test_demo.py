@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -32,15 +33,24 @@ each_ending = pytest.mark.parametrize("number", ENDINGS)
 
 
 @pytest.fixture(scope="module")
-def played(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
-    """What ``broker demo --json`` prints, once for this module."""
-    home = tmp_path_factory.mktemp("home")
+def played(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[str, object]:
+    """What ``broker demo --json`` prints. It is played once in a run: by whoever needs it first; the others wait."""
+    own = tmp_path_factory.getbasetemp()
+    printed = (own if worker_id == "master" else own.parent) / "demo.json"
+    with printed.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not printed.exists():
+            printed.write_bytes(_play(tmp_path_factory.mktemp("home")))
+    document: dict[str, object] = json.loads(printed.read_bytes())
+    return document
+
+
+def _play(home: Path) -> bytes:
     run = subprocess.run(
         [*BROKER, "demo", "--json"], cwd=ROOT, env=bare_environment(home), capture_output=True, timeout=300, check=False
     )
     assert run.returncode == 0, run.stdout + run.stderr
-    document: dict[str, object] = json.loads(run.stdout)
-    return document
+    return run.stdout
 
 
 def steps(document: dict[str, object]) -> dict[str, dict[str, str]]:
