@@ -16,7 +16,7 @@ from dramatiq.brokers.redis import RedisBroker
 from broker_core import telemetry
 from broker_core.adapters.queue import connect_queue
 from broker_core.bootstrap import App, build_app
-from broker_core.observability import start_process
+from broker_core.observability import make_exporter, make_metric_exporter, start_process
 from broker_core.settings import Settings
 from workers.custody import register_custody
 from workers.middleware import worker_middleware
@@ -57,4 +57,7 @@ class _Closing(Middleware):
 
 def check(environ: Mapping[str, str]) -> None:
     """Build what each process will, and close it. Raises ConfigurationError or Unavailable."""
+    for exporter in (make_exporter(environ), make_metric_exporter(environ)):
+        if exporter is not None:
+            exporter.shutdown()
     build_app(Settings.from_environment(environ)).close()
