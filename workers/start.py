@@ -1,13 +1,14 @@
 """Start workers: what a worker process is told, and dramatiq's master in this process.
 
 dramatiq reads some of its settings when it is imported, so it is imported here only when they are set. Its processes
-are forked from this one, which has imported everything and keeps nothing else: no thread, no connection, no drawn
-random number. (An import takes longer than the rest of a start.)
+are, on Linux, forked from this one, which has imported everything and keeps nothing else: no thread, no connection, no
+drawn random number. (An import takes longer than the rest of a start.)
 """
 
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -66,7 +67,10 @@ def run(queues: Sequence[str], processes: int, threads: int, setup: str = "worke
 
     check(os.environ)
     # the collector goes through what was imported in none of the processes: they would each get a copy of it
+    gc.collect()
     gc.freeze()
+    if sys.platform == "linux":  # the default until 3.13; elsewhere forking is not safe, and each process imports anew
+        multiprocessing.set_start_method("fork", force=True)
     # what dramatiq executes to start again (SIGHUP)
     sys.argv = [sys.executable, *sys.orig_argv[1:]]
     line = [

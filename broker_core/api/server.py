@@ -76,6 +76,7 @@ def application() -> FastAPI:
     closing.callback(app.close)
     api = make_api(make_surface(app), _lifespan(threads, closing))
     # what was imported and made stays: a full collection went through it for 0.1 s, while every request waited
+    gc.collect()
     gc.freeze()
     return api
 

@@ -6,6 +6,7 @@ import io
 import json
 import logging
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -408,7 +409,7 @@ def setup_in_a_process() -> None:
     url = os.environ["BROKER_REDIS_URL"]
     broker = connect_queue(url, middleware=worker_middleware())
     client = redis.Redis.from_url(url)
-    client.set("test:found", json.dumps(found))
+    client.rpush("test:found", json.dumps(found))
     app = NotingApp(client)
     register_custody(broker, app)
     register_sweeper(broker, app)
@@ -424,8 +425,8 @@ def _is_socket(descriptor: Path) -> bool:
 
 class TestProcess:
     def test_master(self, environment: dict[str, str]) -> None:
-        """dramatiq's master runs our setup on the chosen queues only, with our settings, and ends in order at SIGTERM.
-        What it forks has nothing of the check: no other thread, no connection that two processes would share."""
+        """dramatiq's master runs our setup on the chosen queues only, with our settings; it starts again at SIGHUP, and
+        ends in order at SIGTERM. What it forks has nothing of the check: no other thread, no shared connection."""
         setup = "tests.integration.test_workers:setup_in_a_process"
         line = [sys.executable, "-P", "-c", f"from workers import start; start.run({[CUSTODY]}, 1, 2, {setup!r})"]
         environ = {**os.environ, **environment}
@@ -435,18 +436,16 @@ class TestProcess:
         process = subprocess.Popen(line, env=environ, cwd="/", stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         try:
             wait_until(lambda: broker.client.llen("test:calls"), deadline_seconds=60, what="the event's turn")
+            process.send_signal(signal.SIGHUP)
+            wait_until(lambda: broker.client.llen("test:found") == 2, deadline_seconds=60, what="another start")
             process.terminate()
             assert process.wait(30) == 0
         finally:
             process.kill()
             process.communicate()
         assert broker.client.lrange("test:calls", 0, -1) == [str(event_id).encode()]
-        assert json.loads(broker.client.get("test:found")) == {
-            "prefetch": 4,
-            "idle": 100,
-            "threads of the master": 1,
-            "connections of the master": 0,
-        }
+        found = {"prefetch": 4, "idle": 100, "threads of the master": 1, "connections of the master": 0}
+        assert [json.loads(each) for each in broker.client.lrange("test:found", 0, -1)] == [found, found]
         assert DramatiqQueue(broker).waiting(SWEEP) == 1
         broker.client.close()
 
