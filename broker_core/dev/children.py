@@ -23,6 +23,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from time import monotonic
 from typing import IO, cast
 
 #: $1: the signal that stops the server when we are gone; $2: a directory to remove then, or nothing; then the command
@@ -136,10 +137,14 @@ class Child:
     @staticmethod
     def stop_together(children: Sequence[Child], name: str, seconds: float = 30.0) -> None:
         """As ``stop``, but all are told before the first is waited for: it takes as long as the slowest."""
+        deadline = monotonic() + seconds
         with ExitStack() as leaving:  # one that does not end keeps nobody from waiting for the others
             for child in children:
                 child.signal(name)
-                leaving.callback(child._leave, seconds)
+                leaving.callback(child._leave_until, deadline)
+
+    def _leave_until(self, deadline: float) -> None:
+        self._leave(max(0.0, deadline - monotonic()))
 
     def _leave(self, seconds: float) -> None:
         self._reader.join(seconds)

@@ -91,10 +91,14 @@ class LocalStack:
             environment=self.process_environment(),
         )
         if not self._started:
-            self._closing.callback(Child.stop_together, self._started, "TERM")
+            self._closing.callback(self._stop_programs)
         self._started.append(child)
         self.programs[name] = child
         return child
+
+    def _stop_programs(self) -> None:
+        started, self._started = self._started, []
+        Child.stop_together(started, "TERM")
 
     def customer(self, external_id: str, role_name: str = "axiorank-byok") -> CustomerAccount:
         """A role and a key in the customer's account, set up as documented."""
