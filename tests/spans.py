@@ -45,8 +45,10 @@ def collected() -> Iterator[InMemorySpanExporter]:
     _ours.see_to_it()
     exporter = InMemorySpanExporter()
     _ours.collecting.append(exporter)
-    yield exporter
-    _ours.collecting.remove(exporter)
+    try:
+        yield exporter
+    finally:
+        _ours.collecting.remove(exporter)
 
 
 def tree(spans: Iterable[ReadableSpan], root: str) -> str:

@@ -40,7 +40,9 @@ def played(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[str
     with printed.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not printed.exists():
-            printed.write_bytes(_play(tmp_path_factory.mktemp("home")))
+            whole = own / "demo.json.new"
+            whole.write_bytes(_play(tmp_path_factory.mktemp("home")))
+            whole.replace(printed)
     document: dict[str, object] = json.loads(printed.read_bytes())
     return document
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 
+import dramatiq.cli
 import pytest
 import redis
 from click.testing import CliRunner
@@ -17,7 +19,9 @@ from broker_core.dev.upstream import SampleUpstream
 from broker_core.dev.valkey import Valkey
 from broker_core.errors import Invalid
 from broker_core.model import EventState
+from broker_core.queues import CUSTODY
 from tests.live import Live, live_app
+from workers.start import worker_environment
 
 GOOD_ROLE = "arn:aws:iam::222222222222:role/axiorank-byok"
 EXTERNAL_ID = "an-external-id-of-theirs"
@@ -39,8 +43,10 @@ def broker(environment: dict[str, str], *arguments: str) -> Ended:
 def here(environment: dict[str, str], *arguments: str) -> Ended:
     """The same in this process, which it must not become."""
     others = dict.fromkeys(name for name in os.environ if name.startswith(("BROKER_", "AWS_", "OTEL_")))
+    others |= dict.fromkeys(worker_environment([CUSTODY], 1))  # what a worker sets is gone again afterwards
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(os, "execve", lambda *_: pytest.fail("it starts"))
+        patch.setattr(dramatiq.cli, "main", lambda *_: pytest.fail("it starts"))
+        patch.setattr(gc, "freeze", lambda: None)
         result = CliRunner().invoke(main, arguments, env={**others, **environment}, catch_exceptions=False)
     return Ended(arguments, result.exit_code, result.stdout, result.stderr)
 
@@ -76,6 +82,11 @@ WRONG = [
         "platform key of 31 bytes",
         {"BROKER_PLATFORM_KEYS": "k1:c2VjcmV0LXNlY3JldC1zZWNyZXQtc2VjcmV0LTMx"},
         ("BROKER_PLATFORM_KEYS must be kid:base64(32 random bytes)", "openssl rand -base64 32"),
+    ),
+    (
+        "an exporter that is not built in",
+        {"OTEL_TRACES_EXPORTER": "jaeger"},
+        ("OTEL_TRACES_EXPORTER must be none, console or otlp",),
     ),
     (
         "platform key by alias",
