@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 import ssl
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -16,11 +20,11 @@ from broker_core.dev.upstream import Received, Response, SampleUpstream
 from broker_core.dev.upstream_hostile import BREAKING
 from broker_core.errors import AuditUnavailable, BrokerError, Denied, Invalid
 from tests.databases import plain
-from tests.driver import EVERY_LOGGER, ROOT, Driver
 from tests.live import AGENT, Live
 from tests.pitfalls.agent import NAME, Agent, everything_of
 from tests.sentinel import Search
 
+ROOT = Path(__file__).parents[2]
 QUERY = {"injectionKind": "query", "bindingKey": "key"}
 #: answers that quote the value where a client library's exception quotes the answer
 QUOTED = ["no-http", "status-of-letters", "header-without-colon", "length-too-long", "chunk-size-of-letters"]
@@ -53,21 +57,24 @@ class TestExceptions:
 
 
 class TestLogs:
-    def test_pitfall_02_nothing_at_debug(self, live: Live) -> None:
-        """A process in which every logger is at DEBUG prints no form of a value that it decrypts and puts on a URL,
-        whether the answer is framed as HTTP or not."""
+    @pytest.mark.parametrize("path", ["/echo", "/hostile/header-without-colon"])
+    def test_pitfall_02_nothing_at_debug(self, live: Live, path: str) -> None:
+        """A process in which every logger is at DEBUG prints no form of a value that it decrypts and puts on a URL."""
         agent = Agent(live)
         live.connect(live.customer())
         agent.keep(**QUERY)
-        call = {"workspace_id": live.workspace, "agent_id": AGENT, "mcp_server_id": None, "secret": NAME}
-        with Driver({**live.environment, "PYTHONPATH": f"{EVERY_LOGGER}:{ROOT}"}) as driver:
-            for number, path in enumerate(("/echo", "/hostile/header-without-colon"), start=1):
-                answer = driver("send", call={**call, "url": f"https://{live.target}{path}"})
-                assert len(live.upstream.requests) == number, path
-                assert Search([agent.value])(f"the answer of {path}", repr(answer).encode()) == []
-        assert b"[botocore speaks at DEBUG]" in driver.said
-        assert b"[urllib3 speaks at DEBUG]" in driver.said
-        assert Search([agent.value])("the output", driver.said) == []
+        arguments = ["--workspace", live.workspace, "--agent", AGENT, f"https://{live.target}{path}"]
+        ended = subprocess.run(
+            [sys.executable, "-m", "broker_core.cli", "inject", *arguments],
+            env={**live.environment, "PATH": os.environ["PATH"], "PYTHONPATH": f"{ROOT / 'tests/every_logger'}:{ROOT}"},
+            capture_output=True,
+            timeout=60,
+            check=False,
+        )
+        assert b"[botocore speaks at DEBUG]" in ended.stderr
+        assert b"[urllib3 speaks at DEBUG]" in ended.stderr
+        assert len(live.upstream.requests) == 1
+        assert Search([agent.value])("the output", ended.stdout + ended.stderr) == []
 
 
 class TestNothingKept:
