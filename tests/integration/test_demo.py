@@ -67,11 +67,15 @@ class TestStopped:
 
     @pytest.mark.parametrize(
         ("number", "line"),
-        [(signal.SIGINT, "The Procfile's"), (signal.SIGTERM, "A secret.created event")],
-        ids=["while processes start", "in the middle"],
+        [
+            (signal.SIGINT, "The Procfile's"),
+            (signal.SIGINT, "A secret.created event"),
+            (signal.SIGTERM, "A secret.created event"),
+        ],
+        ids=["while processes start", "in the middle", "in the middle, by a supervisor"],
     )
     def test_a_demo_leaves_nothing(self, tmp_path: Path, number: signal.Signals, line: str) -> None:
-        """^C while its processes start, or a supervisor's signal in the middle of the story."""
+        """^C while its processes start, or in the middle of the story, or a supervisor's signal there."""
         with temporary() as directory:
             process = subprocess.Popen(
                 [*BROKER, "demo"],
